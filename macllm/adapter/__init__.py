@@ -5,7 +5,6 @@ Tensors have the checkpoint's names; the key map of its family translates them b
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.errors import CheckpointError, MacllmError, UsageError
+from macllm.errors import CheckpointError, UsageError
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
-from macllm.weights.fingerprint import fingerprint
 
 from . import mlx_lm, peft
 from .attached import Held, activate, arrays, attached, checked, detach, exchange, identity
@@ -31,6 +29,13 @@ from .names import (
     to_ours,
     to_theirs,
     without_tied_heads,
+)
+from .notices import (
+    BASE,
+    tell_of_another_base,
+    tell_of_another_tokenizer,
+    tell_of_layers_left_out,
+    tell_of_unknown_fields,
 )
 from .parameters import is_parameter
 
@@ -46,11 +51,6 @@ __all__ = [
     "read_config",
     "save",
 ]
-
-log = logging.getLogger(__name__)
-
-BASE = "base_fingerprint"
-"""Field of adapter_config.json: the fingerprint of the checkpoint that the adapter was trained on."""
 
 # PEFT's, by kind; without one, it adds no methods to the model
 _TASKS = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": None}
@@ -84,7 +84,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
         refuse_unknown_ties(names, tied)
         fields = {
             "task_type": _TASKS[cast(ModelInfo, model.info).kind],
-            "base_model_name_or_path": (about or {}).get("model"),
+            **peft.base_fields((about or {}).get("model")),
             "lora_dropout": rate,
             "fan_in_fan_out": any(names.is_transposed(name) and not is_parameter(name) for name in theirs),
         }
@@ -126,9 +126,12 @@ def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
             cause=": ".join(filter(None, (error.message, error.cause))),
             remedy=error.remedy or (f"load its base, {made_for}" if isinstance(made_for, str) else "load its base"),
         ) from error
+    if of_peft:
+        tell_of_unknown_fields(folder, config, peft.FIELDS)
+        tell_of_layers_left_out(folder, model, config, found, names)
     if (base := base or cast(ModelInfo, model.info).folder) is not None:
-        _tell_of_another_base(folder, config.get(BASE), base)
-        _tell_of_another_template(folder, base)
+        tell_of_another_base(folder, config, base)
+        tell_of_another_tokenizer(folder, base)
     return held
 
 
@@ -173,46 +176,6 @@ def _version(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     except OSError:
         return ()
     return tuple((name, status.st_ino, status.st_size, status.st_mtime_ns) for name, status in found)
-
-
-def _tell_of_another_base(folder: Path, recorded: object, base: Path) -> None:
-    if not isinstance(recorded, str):  # mlx-lm and PEFT record none
-        return
-    try:
-        found = fingerprint(base)
-    except (OSError, ValueError, MacllmError):  # as of mlx-lm's own classes, which read other layouts
-        return
-    if found != recorded:
-        log.warning(
-            "%s: the weights in %s are not those that the adapter was trained on; right only for the same model in "
-            "other bits",
-            folder,
-            base,
-        )
-
-
-def _tell_of_another_template(folder: Path, base: Path) -> None:
-    """Log that the adapter comes with a chat template, as PEFT's do, and the model has another one."""
-    theirs = _templates(folder)
-    if theirs and theirs != _templates(base):
-        log.warning(
-            "%s: the adapter was trained with another chat template than the model in %s has; to use it, put the "
-            "adapter's tokenizer files into a copy of the model",
-            folder,
-            base,
-        )
-
-
-def _templates(folder: Path) -> dict[str, str]:
-    """The chat templates in a folder by name; empty without any."""
-    from macllm.text.json_data import read_json
-    from macllm.text.template import ChatTemplate
-
-    try:
-        found = ChatTemplate.from_folder(folder, read_json(folder / "tokenizer_config.json"), {})
-    except (OSError, ValueError, MacllmError):
-        return {}
-    return {} if found is None else {name: text.strip() for name, text in found.sources.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -297,23 +297,23 @@ def refuse_unknown_ties(names: Names, tied: Sequence[str]) -> None:
 def without_tied_heads(model: nn.Module, theirs: Mapping[str, Change], names: Names) -> dict[str, Change]:
     """The changes without those of a tied head, which PEFT stores beside its embedding's.
 
-    Raises CheckpointError for a head and an embedding that are stored whole and not tied any more.
+    Raises CheckpointError for a head and an embedding that are not tied any more.
     """
     modules = dict(model.named_modules())
     absent = {name for name in (HEAD,) if not any(ours in modules for ours in names.ours(name))}
-    _, whole = divided(theirs)
-    tied = [name for name in whole if name in absent or any(is_tied(model, ours) for ours in names.ours(name))]
-    if tied and (len(tied) != 2 or not _are_equal(*(whole[name] for name in tied))):
+    updates, whole = divided(theirs)
+    untied = [name for name in whole if name in absent or any(is_tied(model, ours) for ours in names.ours(name))]
+    if len(untied) == 2 and _are_equal(*(whole[name] for name in untied)):
+        untied = []
+    if any(is_tied(model, ours) for ours in modules):
+        untied += [name for name in absent & updates.keys() if not updates[name].head]
+    if untied:
         raise CheckpointError(
-            f"the adapter unties {tied[0]} from {'its head' if tied[0] not in absent else 'the token embedding'}",
-            cause="PEFT stored it whole without ensure_weight_tying, and the model has one matrix for both",
+            f"the adapter unties {untied[0]} from {'its head' if untied[0] not in absent else 'the token embedding'}",
+            cause="PEFT trained it without ensure_weight_tying, and the model has one matrix for both",
             remedy="train with ensure_weight_tying=True, or merge it with peft and save the model untied",
         )
-    return {
-        name: change
-        for name, change in theirs.items()
-        if not (name in absent and (isinstance(change, Whole) or change.head))
-    }
+    return {n: each for n, each in theirs.items() if n not in absent or (isinstance(each, Update) and not each.head)}
 
 
 def _are_equal(one: Whole, other: Whole) -> bool:

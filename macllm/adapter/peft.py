@@ -28,6 +28,7 @@ from .names import EMBEDDING, HEAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
+_PATHS = ("/", ".", "~")  # first characters of a folder's path, which no name on the hub has
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -54,6 +55,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
         (None, False, [], {}),
     ),
 }  # fmt: skip
+
+# The last two are of its first versions.
+FIELDS = frozenset(
+    ("model", _TARGETS, _TYING, *_UNSUPPORTED, "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+     "task_type", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout",
+     "fan_in_fan_out", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern",
+     "rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
+     "lora_ga_config", "use_dora", "qalora_group_size", "runtime_config", "enable_lora", "merge_weights")
+)  # fmt: skip
+"""Fields of PEFT's configs that macllm knows."""
 
 # Initializations that leave the base as it is. Others, such as PiSSA, take a part of the base's weights out of it; an
 # adapter that peft converts while saving has `true`.
@@ -88,7 +99,21 @@ def read_config(folder: Path) -> dict[str, Any]:
                 remedy="merge it with peft (merge_and_unload, save_pretrained) and load the merged model",
             )
     _refuse_changed_base(folder, settings.get("init_lora_weights"))
-    return {**settings, "model": settings.get("base_model_name_or_path")}
+    return {**settings, "model": _base(settings.get("base_model_name_or_path"), settings.get("revision"))}
+
+
+def _base(name: object, revision: object) -> object:
+    """The base as org/name@revision; the revision in the config is the base's, and a folder has none."""
+    is_folder = not isinstance(name, str) or name.startswith(_PATHS) or Path(name).is_dir()
+    return name if is_folder or "@" in name or not isinstance(revision, str) or not revision else f"{name}@{revision}"
+
+
+def base_fields(model: str | None) -> dict[str, Any]:
+    """The fields of the config that name the base, a folder or org/name@revision."""
+    if model is None or model.startswith(_PATHS):
+        return {"base_model_name_or_path": model}
+    name, _, revision = model.partition("@")
+    return {"base_model_name_or_path": name, "revision": revision or None}
 
 
 def _is_harmless(name: str, value: object) -> bool:

@@ -11,7 +11,7 @@ from macllm.files import json_text
 from macllm.units import bytes_text, count_text
 
 from . import names
-from .fetch import fetch
+from .fetch import fetch_base
 from .output import working
 
 _FORMS = {"mlx-lm": "mlx", "peft": "peft"}
@@ -60,8 +60,7 @@ def export(folder: str, form: str, output: str | None, model: str | None) -> Non
     from macllm.adapter import read_config
 
     path = Path(folder).expanduser()
-    recorded = read_config(path).get("model")
-    source = fetch(model or (recorded if isinstance(recorded, str) else None))
+    source = fetch_base(model, [read_config(path).get("model")])
     into = Path(output).expanduser() if output else path.with_name(f"{path.name}-{form}")
     from macllm.adapter.export import export as write
     from macllm.checkpoint import load_model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from macllm.errors import ModelNotFoundError, UsageError
 from macllm.units import bytes_text
 
 from .output import Progress, say
@@ -20,6 +21,25 @@ def fetch(name: str | None) -> Path:
     from macllm.hub import resolve
 
     return _with_progress(name or "maclet", lambda progress: resolve(name, progress=progress))
+
+
+def fetch_base(asked: str | None, recorded: Iterable[object]) -> Path:
+    """The folder of an adapter's base: the model that is asked for, or the first that adapters record.
+
+    Raises ModelNotFoundError, for a recorded one with a way to take another.
+    """
+    base = asked or next((name for name in recorded if isinstance(name, str)), None)
+    try:
+        return fetch(base)
+    except (ModelNotFoundError, UsageError) as error:
+        if asked:
+            raise
+        cause = ": ".join(filter(None, (error.message, error.cause)))
+        raise ModelNotFoundError(
+            f"the base that the adapter records is missing: {base}",
+            cause=cause,
+            remedy="--model with that model's name",
+        ) from error
 
 
 def fetch_tokenizer(name: str) -> Path:

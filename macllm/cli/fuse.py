@@ -13,7 +13,7 @@ import click
 from macllm.errors import UsageError
 from macllm.hub.files import is_stray
 
-from .fetch import fetch
+from .fetch import fetch_base
 from .output import say, working
 from .sampling import adapter_option
 
@@ -41,9 +41,7 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     from macllm.adapter.merge import merge, probes
     from macllm.hub.blend import parse
 
-    recorded = [read_config(Path(each).expanduser()).get("model") for each in parse(adapter)]
-    base = model or next((name for name in recorded if isinstance(name, str)), None)
-    source = fetch(base)
+    source = fetch_base(model, [read_config(Path(each).expanduser()).get("model") for each in parse(adapter)])
     from macllm.checkpoint import load, save, stored_types
 
     with working("merging"):

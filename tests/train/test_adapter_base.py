@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from macllm.adapter import BASE
 from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.generation.contract import Status
 from macllm.generation.engines.process import ProcessEngine
+from macllm.nn import lora
 from macllm.train.config import FinetuneConfig
 from macllm.train.finetune import finetune
 from macllm.weights.fingerprint import fingerprint
@@ -112,6 +114,39 @@ def test_an_adapter_of_another_chat_template_is_told(
         adapter.attach(model, folder, base, "again")
     (message,) = caplog.messages
     assert message.startswith(f"{folder}: the adapter was trained with another chat template than the model in {base}")
+
+
+def test_an_adapter_over_another_model_than_its_config_names_is_told(
+    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make(CONFIG)
+    lora.apply(model, rank=2, alpha=2.0)
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    change(other)
+    for form in ("mlx", "peft"):
+        adapter.save(model, tmp_path / form, {"model": str(base)}, form)
+        with caplog.at_level(logging.WARNING, "macllm"):
+            checkpoint.load(base, tmp_path / form)
+            assert caplog.messages == []
+            checkpoint.load(other, tmp_path / form)
+        (message,) = caplog.messages
+        assert message.startswith(f"{tmp_path / form}: the weights in {other} are not those")
+        caplog.clear()
+
+
+def test_tokens_that_the_model_lacks_are_told(tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make(CONFIG)
+    lora.apply(model, rank=2, alpha=2.0)
+    adapter.save(model, tmp_path / "adapter", {"model": str(base)}, "peft")
+    content = json.loads((base / "tokenizer.json").read_text())
+    for added in (next(iter(content["model"]["vocab"])), "<tool>"):
+        content["added_tokens"].append({**content["added_tokens"][-1], "content": added})
+        (tmp_path / "adapter/tokenizer.json").write_text(json.dumps(content))
+        with caplog.at_level(logging.WARNING, "macllm"):
+            adapter.attach(make(CONFIG), tmp_path / "adapter", base)
+    (message,) = caplog.messages
+    assert f"tokens that the tokenizer in {base} does not have: <tool>; " in message
 
 
 def test_a_run_is_not_resumed_on_changed_weights(tmp_path: Path, base: Path) -> None:

@@ -208,6 +208,17 @@ def test_fuse_says_what_merging_a_blend_cost(
     assert out.strip() == str(tmp_path / "fused")
 
 
+def test_a_base_that_an_adapter_records_and_that_is_missing_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapter.save(adapted(), tmp_path / "a", {"model": str(tmp_path / "gone")})
+    for command in (["fuse", "--adapter"], ["adapters", "export", "--form", "peft"]):
+        assert main([*command, str(tmp_path / "a"), "-o", str(tmp_path / "out")]) == 3
+        told = capfd.readouterr().err
+        assert f"the base that the adapter records is missing: {tmp_path / 'gone'}" in told
+        assert "try: --model" in told
+
+
 @pytest.mark.parametrize("bits", [None, 4], ids=["dense", "quantized"])
 def test_fuse_keeps_the_types_of_the_base_where_they_are_wider_in_memory(
     bits: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -114,6 +114,32 @@ def test_an_adapter_of_peft_that_is_more_than_low_rank_updates_is_refused_by_nam
     assert "merge_and_unload" in (caught.value.remedy or "")
 
 
+def test_what_a_config_says_beyond_the_tensors_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    targets = ["q_proj", "v_proj", "mlp.down_proj"]
+    written(tmp_path, target_modules=targets, layers_to_transform=[2, 3], new_size=0, new_list=[])
+    model = make()
+    adapter.attach(model, tmp_path)
+    written(tmp_path, target_modules=r".*layers\.[23]\..*(q_proj|v_proj|down_proj)", exclude_modules=["o_proj"])
+    adapter.attach(model, tmp_path)
+    assert caplog.messages == []
+    written(tmp_path, target_modules=targets, newer={"rate": 2})
+    adapter.attach(model, tmp_path)
+    fields, layers = caplog.messages
+    assert fields.endswith("macllm does not know: newer")
+    assert "no weights for 6 layers that its config names, such as model.layers.0.mlp.down_proj;" in layers
+
+
+def test_the_revision_of_the_base_is_read_and_written(tmp_path: Path) -> None:
+    model = written(tmp_path, revision="v1")
+    assert adapter.read_config(tmp_path)["model"] == "org/base@v1"
+    adapter.save(model, tmp_path, {"model": "org/base@v2"}, "peft")
+    stored = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (stored["base_model_name_or_path"], stored["revision"]) == ("org/base", "v2")
+    assert adapter.read_config(tmp_path)["model"] == "org/base@v2"
+    adapter.save(model, tmp_path, {"model": "/a@b/base"}, "peft")
+    assert adapter.read_config(tmp_path)["model"] == "/a@b/base"
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "newer"])
 def test_an_adapter_that_took_its_start_out_of_the_base_is_refused(start: str, tmp_path: Path) -> None:
     written(tmp_path, init_lora_weights=start)

@@ -126,6 +126,15 @@ def test_an_adapter_of_peft_that_unties_the_head_is_refused(modules: list[str], 
         assert np.abs(np.array(model(mx.array([[3, 4, 5]]))) - want).max() <= 1e-5 * np.abs(want).max()
 
 
+def test_a_head_that_is_adapted_without_its_tied_embedding_is_refused(tmp_path: Path) -> None:
+    model = make(UNTIED)
+    lora.apply(model, rank=2, alpha=2.0, keys=("q_proj", "head.proj"))
+    adapter.save(model, tmp_path, form="peft")
+    with pytest.raises(CheckpointError, match="unties lm_head from the token embedding") as caught:
+        adapter.attach(make(LLAMA), tmp_path)
+    assert "save the model untied" in (caught.value.remedy or "")
+
+
 @pytest.mark.parametrize("form", ["mlx", "peft"])
 @pytest.mark.parametrize("config", [LLAMA, UNTIED], ids=["tied", "untied"])
 def test_modules_are_stored_whole_and_come_back(config: dict[str, Any], form: Any, tmp_path: Path) -> None:
