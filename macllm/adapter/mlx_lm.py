@@ -82,7 +82,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
 
 
 def _check_ranks(folder: Path, updates: Mapping[str, Update], rank: object) -> None:
-    """Raise CheckpointError for a rank other than the config's, which mlx-lm refuses: the scale is another's too."""
+    """Raise CheckpointError for another rank than the config's, as mlx-lm does: the scale is its own."""
     for name, update in updates.items():
         if update.a.ndim > 1 and isinstance(rank, int) and _rank(update) != rank:
             raise CheckpointError(

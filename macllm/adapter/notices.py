@@ -1,4 +1,4 @@
-"""Facts of an adapter that are logged when it is attached: they may be right, and the user may not know them."""
+"""Log messages about an adapter that is attached: what may be right, and may be a mistake."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _fingerprint_of(name: object, base: Path) -> str | None:
 
 
 def tell_of_another_tokenizer(folder: Path, base: Path) -> None:
-    """Log that the tokenizer beside an adapter, as PEFT's have one, has another chat template or more tokens."""
+    """Log that the tokenizer beside an adapter of PEFT has another chat template or more tokens."""
     theirs = _templates(folder)
     remedy = "to use it, put the adapter's tokenizer files into a copy of the model"
     if theirs and theirs != _templates(base):
@@ -102,7 +102,7 @@ def _tokens(folder: Path) -> tuple[set[str], set[str]]:
 def tell_of_layers_left_out(
     folder: Path, model: nn.Module, config: Mapping[str, Any], changes: Mapping[str, Change], names: Names
 ) -> None:
-    """Log that an adapter of PEFT has no weights for layers that its target_modules name, as after a partial save."""
+    """Log that an adapter of PEFT has no weights for layers that its target_modules name."""
     if config.get("layers_to_transform") is not None:
         return
     changed = {part for name in changes for part in names.ours(name)}
@@ -128,7 +128,7 @@ def _targets(model: nn.Module, config: Mapping[str, Any], names: Names) -> Itera
 
 
 def _is_named(module: str, patterns: object) -> bool:
-    """True for a module that PEFT's patterns name: ends of names, or one regular expression of whole names."""
+    """True for a module that PEFT's patterns name: ends of names, or a regular expression of names."""
     if isinstance(patterns, str):
         try:
             return re.fullmatch(patterns, module) is not None

@@ -65,7 +65,7 @@ def _linear(x: mx.array, w: Weight, norm: NormWeight = None, residual: mx.array 
 
 
 def adapted(y: mx.array, x: mx.array, w: AdaptedWeight) -> mx.array:
-    """y + scale * dropout(x) A B: (..., F), (..., D) -> (..., F). The update is computed in float32, as in PEFT."""
+    """y + scale * dropout(x) A B: (..., F), (..., D) -> (..., F), in float32 as in PEFT."""
     a, b = w.a.astype(mx.float32), w.b.astype(mx.float32)
     return mx.addmm(y, dropped_out(x, w.dropout) @ a, b, alpha=w.scale).astype(y.dtype)
 

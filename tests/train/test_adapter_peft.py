@@ -114,7 +114,7 @@ def test_an_adapter_of_peft_that_is_more_than_low_rank_updates_is_refused_by_nam
     assert "merge_and_unload" in (caught.value.remedy or "")
 
 
-def test_what_a_config_says_beyond_the_tensors_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_fields_and_layers_without_weights_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     targets = ["q_proj", "v_proj", "mlp.down_proj"]
     written(tmp_path, target_modules=targets, layers_to_transform=[2, 3], new_size=0, new_list=[])
     model = make()
