@@ -104,8 +104,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _base(name: object, revision: object) -> object:
     """The base as org/name@revision; the revision in the config is the base's, and a folder has none."""
-    is_folder = not isinstance(name, str) or name.startswith(_PATHS) or Path(name).is_dir()
-    return name if is_folder or "@" in name or not isinstance(revision, str) or not revision else f"{name}@{revision}"
+    if not isinstance(name, str) or not isinstance(revision, str) or not revision:
+        return name
+    is_folder = name.startswith(_PATHS) or Path(name).is_dir()
+    return name if is_folder or "@" in name else f"{name}@{revision}"
 
 
 def base_fields(model: str | None) -> dict[str, Any]:
