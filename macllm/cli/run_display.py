@@ -181,8 +181,7 @@ class Log:
         self._last = event
         if event.work != self._work:
             self._progress.close()
-            before = event.done - (event.work == "training")  # its event comes after the step
-            self._work, self._progress = event.work, Progress(event.work, UNITS[event.work], before=before)
+            self._work, self._progress = event.work, Progress(event.work, UNITS[event.work], before=event.done)
         self._progress.update(event.done, event.total)
 
     def stop(self) -> None:

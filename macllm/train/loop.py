@@ -257,7 +257,9 @@ class Trainer(Generic[B]):
         self.put(weights)
         del state, gradients
         eval_in_chunks(weights, optimizer)
-        return self._advanced(sums, rate, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.state = replace(self.state, window=self.state.window.plus(Sums(seconds=seconds - sums.seconds)))
+        return self._advanced(sums, rate, seconds)
 
     def _skip(self, step: int, error: MacllmError) -> Skipped:
         """Go on after `step` with the weights of the last good snapshot, or as they are without one.

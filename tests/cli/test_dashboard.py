@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -276,6 +277,18 @@ def test_the_rate_in_a_log_counts_the_steps_of_this_process(capsys: pytest.Captu
     clock.now = 2.0
     progress.update(504, 1000)
     assert "504 steps of 1000 steps, 2 steps/s, 4 min 08 s left" in capsys.readouterr().err
+
+
+def test_the_time_left_in_a_log_is_that_of_the_steps_between_two_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("macllm.cli.run_display.Progress", partial(Progress, clock=clock))
+    log = Log()
+    for done in (21, 22):  # each after a step of 20 s
+        clock.now += 20.0
+        log.show(Advanced("training", done, 100))
+    assert "22 steps of 100 steps, 26 min 00 s left" in capsys.readouterr().err
 
 
 def test_json_puts_every_event_but_progress_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

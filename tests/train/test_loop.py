@@ -372,6 +372,23 @@ def test_an_interrupt_while_weights_are_evaluated_keeps_the_whole_step(
     assert digest(resumed) == digest(train(CONFIG)[0])
 
 
+def test_the_reported_speed_counts_the_time_of_the_update_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def slowly(weights: dict[str, mx.array], optimizer: OptimizerState) -> None:
+        nonlocal now
+        now += 2.0
+        parameters.eval_in_chunks(weights, optimizer)
+
+    monkeypatch.setattr(loop, "eval_in_chunks", slowly)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    config = replace(CONFIG, iters=4, steps_per_report=2)
+    events = list(fit(ToyLM(), CLM, config))
+    tokens = {e.done: e.tokens for e in events if isinstance(e, Advanced)}
+    speeds = {e.step: e.tokens_per_second for e in events if isinstance(e, Step)}
+    assert speeds == {2: (tokens[1] + tokens[2]) / 4, 4: (tokens[3] + tokens[4]) / 4}
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(tmp_path: Path) -> None:
     def breaks(model: Any, batch: Batch) -> Any:
         loss, weight, metrics = CLM.loss(model, batch)
