@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from macllm.errors import MacllmError
+from macllm.errors import MacllmError, UsageError
 from macllm.ops.quantized import using_activations
 
 from . import pack
@@ -129,6 +129,10 @@ class Trainer(Generic[B]):
             self.put(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
         check_shapes(state.step, state.weights, weights)
+        if state.is_forked and state.step >= self.steps:
+            cause = f"with these rows, epochs and batches the run has {self.steps} steps"
+            remedy = "--resume in its folder with a higher --epochs or --iters"
+            raise UsageError(f"no step is left after step {state.step}", cause=cause, remedy=remedy)
         self.put(state.weights)
         if state.is_forked and shapes(state.optimizer) != shapes(first := self.optimizer.init(weights)):
             state = replace(state, optimizer=first)

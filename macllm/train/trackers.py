@@ -74,9 +74,10 @@ class TensorBoardTracker:
         writers = import_module("tensorboard.summary.writer.event_file_writer")
         self._event, self._summary = events.Event, summaries.Summary
         self._writer = writers.EventFileWriter(str(folder / "tensorboard"))
-        if first_step:  # points of later steps in earlier files are not shown
-            start = events.SessionLog(status=events.SessionLog.START)
-            self._writer.add_event(self._event(wall_time=time.time(), step=first_step + 1, session_log=start))
+        # Later points in earlier files are not shown; a run stopped before its first snapshot begins at step 0 again.
+        start = events.SessionLog(status=events.SessionLog.START)
+        first = first_step and first_step + 1
+        self._writer.add_event(self._event(wall_time=time.time(), step=first, session_log=start))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers."""

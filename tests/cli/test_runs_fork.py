@@ -103,6 +103,16 @@ def test_a_fork_that_cannot_be_is_one_error_and_leaves_no_folder(
     assert cli.main(["runs", "fork", "run@4", "-o", str(tmp_path / "run")]) == 2
 
 
+def test_a_fork_whose_rows_leave_no_step_is_an_error_and_goes_on_with_more_epochs(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    forked = fork(tmp_path, "run", "epochs=0.1")
+    with pytest.raises(UsageError, match=r"no step is left after step 8\ncause: .* the run has 1 steps"):
+        masked(forked, ToyLM(VOCAB))
+    longer = FinetuneConfig.load(resume=True, adapter_path=forked.adapter_path, iters=10)
+    assert [event.step for event in masked(longer, ToyLM(VOCAB)) if isinstance(event, Step)] == [10]
+
+
 def test_a_fork_into_another_model_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the snapshot of step 4 does not fit.*\ncause: only one of them has"):
         masked(fork(tmp_path, "run@4"), ToyLM(VOCAB, dim=8))

@@ -182,6 +182,10 @@ def test_tensorboard_gets_event_files_in_the_folder_that_hide_points_after_a_res
     assert "session_log" in written[0].fields
     tags = [value.fields["tag"] for value in written[2].fields["summary"].fields["value"]]
     assert tags == ["valid/loss", "valid/accuracy"]
+    written.clear()
+    list(trackers.reported(tmp_path, config("tensorboard"), events()))  # restarted before its first snapshot
+    assert [event.fields["step"] for event in written] == [0, 1, 1]
+    assert "session_log" in written[0].fields
 
 
 def test_a_folder_that_wandb_left_is_no_installed_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
