@@ -10,8 +10,9 @@ import numpy as np
 
 from .pack import best_fit
 
-# Rows are sorted by length within pools of this many batches: little padding, and still a random order.
-_POOL_BATCHES = 32
+# Rows are sorted by length within pools of this many batches: little padding, and still a random order. An epoch has at
+# least so many pools, or few rows would share their batches with the same ones in every epoch.
+_POOL_BATCHES, _FEWEST_POOLS = 32, 4
 
 Bin = tuple[int, ...]
 """Indices of the rows that share one row of a batch."""
@@ -48,7 +49,7 @@ class Order:
             bins = self._packed(rows)
             return self._batches([bins[i] for i in random.permutation(len(bins))])
         batches: list[tuple[Bin, ...]] = []
-        pool = self._batch_size * _POOL_BATCHES
+        pool = self._batch_size * max(1, min(_POOL_BATCHES, self.batches_per_epoch // _FEWEST_POOLS))
         for start in range(0, len(rows), pool):
             part = rows[start : start + pool]
             part = part[np.argsort(self._lengths[part], kind="stable")]

@@ -58,6 +58,14 @@ def test_rows_of_similar_length_share_a_batch() -> None:
     assert padding / lengths.sum() < 0.05
 
 
+@pytest.mark.parametrize("rows", [20, 40, 100, 128])
+def test_few_rows_of_distinct_lengths_share_batches_with_others_in_each_epoch(rows: int) -> None:
+    order = Order(list(range(1, rows + 1)), 4, 0)
+    count = order.batches_per_epoch
+    first, second = ({frozenset(order.bins(n)) for n in range(k, k + count)} for k in (0, count))
+    assert len(first & second) <= count / 4
+
+
 def test_a_batch_holds_shifted_inputs_targets_and_loss_weights() -> None:
     rows = arithmetic_rows(5)
     batch = collate(rows)
