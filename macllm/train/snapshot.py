@@ -244,14 +244,12 @@ class Snapshots:
         return sorted(int(n) for n in names if n.isdigit())
 
     def _losses(self) -> dict[int, float]:
-        losses = {}
+        losses = dict[int, float]()
         for step in self._steps():
-            try:
-                about = read_json(self.folder / _name(step) / _STATE)
-            except (OSError, ValueError):
-                continue
-            if about.get("eval_loss") is not None:
-                losses[step] = about["eval_loss"]
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one
+                loss = read_json(self.folder / _name(step) / _STATE)["eval_loss"]
+                if isinstance(loss, int | float):
+                    losses[step] = loss
         return losses
 
     def _prune(self, newest: int, needed: frozenset[int]) -> None:

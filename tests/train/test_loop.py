@@ -535,6 +535,18 @@ def test_a_damaged_snapshot_is_skipped_for_the_previous_one(tmp_path: Path, name
         kept.latest()
 
 
+@pytest.mark.parametrize("text", ["null", "[]", '{"eval_loss": "0.1"}'])
+def test_a_state_that_is_other_json_does_not_end_the_run(tmp_path: Path, text: str) -> None:
+    kept = snapshots(tmp_path)
+    for step in (1, 2):
+        (kept.save(state_of(step, 3.0 - step)) / "state.json").write_text(text if step == 1 else "[")
+    kept.save(state_of(3, 2.5))
+    best, latest = kept.best(), kept.latest()
+    assert best is not None
+    assert latest is not None
+    assert (best.step, latest.step) == (3, 3)
+
+
 def test_a_snapshot_of_another_layout_is_refused_by_its_format(tmp_path: Path) -> None:
     kept = snapshots(tmp_path)
     folder = kept.save(state_of(1))
