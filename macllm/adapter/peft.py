@@ -31,6 +31,7 @@ PICKLED = "adapter_model.bin"
 _PATHS = ("/", ".", "~")  # first characters of a folder's path, which no name on the hub has
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
+_FOREIGN = "model.h."  # a stack of mlx-lm's classes that transformers calls otherwise
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
@@ -296,7 +297,7 @@ def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str,
 
 def refuse_names(names: Collection[str]) -> None:
     """Raise CheckpointError for names of a checkpoint that are not those of transformers' modules."""
-    if other := [name for name in names if not name.startswith(_ROOTS)]:
+    if other := [name for name in names if not name.startswith(_ROOTS) or name.startswith(_FOREIGN)]:
         raise CheckpointError(
             "the adapter cannot be written in PEFT's format",
             cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",

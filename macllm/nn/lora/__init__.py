@@ -23,6 +23,7 @@ from .layers import (
     unpacked_weight,
 )
 from .tree import (
+    LAYER,
     Disabled,
     adapters,
     applied,
@@ -42,6 +43,7 @@ from .whole import Whole, save_targets, saved, whole_weights
 
 __all__ = [
     "EMBEDDINGS",
+    "LAYER",
     "Adaptable",
     "Disabled",
     "DoRALinear",

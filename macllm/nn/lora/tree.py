@@ -19,11 +19,12 @@ from macllm.errors import CheckpointError, UsageError
 from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapted_layer, layer_type, matches, sizes
 from .whole import Replaced, Whole, check_whole, replaced, save_targets, saved, whole_copy, without_base
 
-# The outermost list of layers; some of mlx-lm's classes call it h or blocks.
-_LAYER = re.compile(r"(.*?\.)??(?:layers|blocks|h)\.(\d+)\.")
+LAYER = re.compile(r"(.*?\.)??(?:layers|blocks|h)\.(\d+)\.")
+"""Outermost stack and number of the layer in a weight's name; some classes of mlx-lm call it `blocks` or `h`."""
 
 # Routers keep their choice of experts, unless a pattern names them.
-_ROUTERS = ("*.router", "*.gate")
+_ROUTERS = ("*.router", "*.router.*", "*.gate")
+_READ_DIRECTLY = ".altup."  # Gemma 3n: mlx-lm's class takes the weights out of these layers
 _TOKEN_TABLES = ("tokens", "embed_tokens", "wte", "embeddings")
 
 
@@ -81,7 +82,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
         for name, module in model.named_modules()
         if isinstance(module, Adaptable) and not name.endswith(".linear") and _is_adaptable(name, module)
     }
-    blocks = [name for name in layers if _LAYER.match(name)]
+    blocks = [name for name in layers if LAYER.match(name)]
     for key in keys:
         if not any(matches(name, key) for name in layers):
             raise _unmatched(key, layers)
@@ -100,7 +101,7 @@ def targets(model: nn.Module, keys: Sequence[str] = (), num_layers: int = -1) ->
 
 def in_last_layers(names: Iterable[str], count: int) -> list[str]:
     """The names within the last `count` layers of each stack; -1: within any layer."""
-    positions = {name: _position(name) for name in names if _LAYER.match(name)}
+    positions = {name: _position(name) for name in names if LAYER.match(name)}
     depth: dict[str, int] = {}
     for stack, layer in positions.values():
         depth[stack] = max(depth.get(stack, 0), layer + 1)
@@ -108,13 +109,15 @@ def in_last_layers(names: Iterable[str], count: int) -> list[str]:
 
 
 def _is_adaptable(name: str, module: Adaptable) -> bool:
-    """True but for embeddings of anything other than tokens."""
-    return not isinstance(module, EMBEDDINGS) or name.rsplit(".", 1)[-1] in _TOKEN_TABLES
+    """True but for embeddings of anything other than tokens, and layers whose weights the model reads itself."""
+    if isinstance(module, EMBEDDINGS):
+        return name.rsplit(".", 1)[-1] in _TOKEN_TABLES
+    return _READ_DIRECTLY not in name
 
 
 def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
     """The error for a pattern without a layer, with the most similar names."""
-    ends = sorted({_LAYER.sub("*.", name) for name in layers})
+    ends = sorted({LAYER.sub("*.", name) for name in layers})
     short = {end.rsplit(".", 1)[-1]: end for end in ends} | {end: end for end in ends}
     near = dict.fromkeys(short[name] for name in difflib.get_close_matches(key, short, n=6, cutoff=0.4))
     return UsageError(
@@ -126,7 +129,7 @@ def _unmatched(key: str, layers: Mapping[str, object]) -> UsageError:
 
 def _position(name: str) -> tuple[str, int]:
     """The stack and the layer number in a parameter's name; outside of the layers, behind all of them."""
-    match = _LAYER.match(name)
+    match = LAYER.match(name)
     return ("~", 0) if match is None else (match[1] or "", int(match[2]))
 
 
