@@ -14,7 +14,7 @@ from macllm.nn import lora
 from macllm.nn.models import DecoderLM
 from macllm.train import optim
 from macllm.train.config import FinetuneConfig, TrainConfig
-from macllm.train.optim.groups import decays, is_embedding
+from macllm.train.optim.groups import decays, is_embedding, is_hidden
 from tests.train.toy import LLAMA, random_llama
 
 
@@ -132,6 +132,26 @@ def test_lora_plus_has_the_rates_of_peft(dora: bool) -> None:
 def test_rates_and_decay_agree_on_embeddings(name: str, embeds: bool) -> None:
     weight = mx.zeros((2, 2))
     assert is_embedding(name) == embeds == (not decays(name, weight, everything=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "hidden", "decayed"),
+    [
+        ("model.layers.0.mlp.experts.up_proj.bias", (4, 8), False, False),  # gpt-oss: one for each expert
+        ("model.layers.0.rg_lru.input_gate_bias", (4, 8), False, False),
+        ("model.layers.0.self_attn.q_norm.weight", (4, 8), False, False),  # Cohere: one for each head
+        ("backbone.layers.0.mixer.A_log", (8, 4), False, False),
+        ("backbone.layers.0.mixer.conv1d.weight", (8, 4, 1), False, True),
+        ("model.layers.0.conv.in_proj.weight", (8, 4), True, True),  # LFM2: a projection before a convolution
+        ("transformer.blocks.0.norm_attn_norm.attn.Wqkv.weight", (8, 4), True, True),  # DBRX
+        ("decoder.layers.0.mixer.q_proj.lora_a", (8, 2), True, True),
+    ],
+)
+def test_vectors_of_heads_and_experts_neither_decay_nor_have_a_polar_factor(
+    name: str, shape: tuple[int, ...], hidden: bool, decayed: bool
+) -> None:
+    weight = mx.zeros(shape)
+    assert (is_hidden(name, weight), decays(name, weight, everything=False)) == (hidden, decayed)
 
 
 def test_decay_all_reaches_the_adapter_of_an_embedding() -> None:

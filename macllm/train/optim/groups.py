@@ -8,13 +8,16 @@ from collections.abc import Iterable, Mapping
 import mlx.core as mx
 
 from macllm.errors import UsageError
+from macllm.nn.lora import LAYER
 
 from ..config import FinetuneConfig, TrainConfig
 from ..contract import Arrays
 
-_LAYER = re.compile(r"(.*?)\.?\b(?:layers|blocks|h)\.(\d+)\.")  # the latter two in some of mlx-lm's classes
 _EMBEDDING = re.compile(r"(.*_)?embed(ding)?s?(_(tokens|in|table)(_per_layer)?)?|wte|wpe")
 _HEADS = frozenset({"head", "lm_head", "embed_out"})
+# Weights that are no matrices whatever their shape: vectors stacked over experts or heads, rates of state spaces.
+_VECTORS = re.compile(r".*\.(?:[^.]*norm[^.]*\.[^.]+|[^.]*bias|A_log)", re.IGNORECASE)
+_CONVOLUTION = re.compile(r".*conv[^.]*\.weight")
 _LORA_B = ".lora_b"
 
 
@@ -26,12 +29,12 @@ def is_embedding(name: str) -> bool:
 def is_hidden(name: str, weight: mx.array) -> bool:
     """True for matrices between embeddings and head, stacks of them and factors of adapters."""
     inner = not is_embedding(name) and not _HEADS.intersection(name.split("."))
-    return inner and weight.ndim in (2, 3) and "conv" not in name
+    return inner and weight.ndim in (2, 3) and not (_VECTORS.fullmatch(name) or _CONVOLUTION.fullmatch(name))
 
 
 def decays(name: str, weight: mx.array, everything: bool) -> bool:
     """True for weights with weight decay: matrices other than embeddings, or `everything`."""
-    return everything or (weight.ndim > 1 and not is_embedding(name))
+    return everything or (weight.ndim > 1 and not is_embedding(name) and not _VECTORS.fullmatch(name))
 
 
 def rate_factors(config: TrainConfig, weights: Arrays, names: Iterable[str]) -> dict[str, float]:
@@ -72,7 +75,7 @@ def _layer_factors(decay: float, weights: Arrays, names: Iterable[str]) -> dict[
     The distance of the last layer is 1, of embeddings the number of layers plus 1, of all outside of layers 0.
     """
     depths: dict[str, int] = {}
-    for match in filter(None, map(_LAYER.match, names)):
+    for match in filter(None, map(LAYER.match, names)):
         depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
     return {name: decay ** _distance(name, depths) for name in weights}
 
@@ -80,7 +83,7 @@ def _layer_factors(decay: float, weights: Arrays, names: Iterable[str]) -> dict[
 def _distance(name: str, depths: Mapping[str, int]) -> int:
     if is_embedding(name):
         return max(depths.values(), default=0) + 1
-    match = _LAYER.match(name)
+    match = LAYER.match(name)
     return depths[match[1]] - int(match[2]) if match else 0
 
 
