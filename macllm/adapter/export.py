@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,11 +63,12 @@ def describe(folder: Path) -> AdapterSummary:
 def export(model: nn.Module, folder: Path, output: Path, form: Form) -> None:
     """Write the adapter in `folder` to `output` in another format.
 
-    `model` is its base, which it is attached to. Raises UsageError if `output` holds an adapter already,
+    `model` is its base, which it is attached to. Raises UsageError if `output` holds a model or an adapter,
     CheckpointError for what the format cannot hold.
     """
-    if any((output / name).exists() for name in (mlx_lm.WEIGHTS, peft.WEIGHTS, mlx_lm.CONFIG)):
-        raise UsageError(f"{output} already has an adapter", remedy=f"--output {output}-2")
+    # In a model's folder, transformers would take the adapter's config for the model's.
+    if any((output / name).exists() for name in (mlx_lm.CONFIG, "config.json")) or [*output.glob("*.safetensors")]:
+        raise UsageError(f"{output} already has a model or an adapter", remedy=f"--output {shlex.quote(f'{output}-2')}")
     config = read_config(folder)
     attach(model, folder)
     for layer in lora.adapters(model).values():

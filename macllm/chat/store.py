@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -228,7 +229,8 @@ class Store:
             )
         else:
             self.unsaved = MacllmError(
-                f"A conversation could not be stored; it is in {path}.", remedy=f"macllm chats import {path}"
+                f"A conversation could not be stored; it is in {path}.",
+                remedy=f"macllm chats import {shlex.quote(str(path))}",
             )
 
     # Reading

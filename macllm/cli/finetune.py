@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from macllm.train.config import FinetuneConfig
@@ -16,8 +18,8 @@ from .training import RESTARTS, check, events, narrate, restarts_option
 
 @click.command("finetune", cls=SettingsCommand)
 @click.argument("recipe", metavar="[RECIPE]", required=False, shell_complete=names.recipes("finetune"))
-@click.option("--lora", "method", flag_value="lora", default=None, help="Train a low-rank adapter (the default).")
-@click.option("--full", "method", flag_value="full", default=None, help="Train the weights themselves.")
+@click.option("--lora", "methods", flag_value="lora", multiple=True, help="Train a low-rank adapter (the default).")
+@click.option("--full", "methods", flag_value="full", multiple=True, help="Train the weights themselves.")
 @click.option(
     "-c", "--config", "toml_file", metavar="FILE", help="The same as RECIPE; also a YAML file of mlx_lm.lora."
 )
@@ -43,6 +45,12 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
     fetch(config.model)
     compile_kernels()
     path = narrate(events(config, restarts), config.adapter_path, as_json=as_json)
-    model = "" if config.model == "maclet" else f" --model {config.model}"
-    flags = f" --model {path}" if config.method == "full" else f"{model} --adapter {path}"
-    say(f"try it: macllm chat{flags}")
+    say(f"try it: {shlex.join(['macllm', 'chat', *_flags(config, path)])}")
+
+
+def _flags(config: FinetuneConfig, path: str) -> list[str]:
+    """The flags of a chat with the result of a run."""
+    if config.method == "full":
+        return ["--model", path]
+    model = [] if config.model == "maclet" else ["--model", config.model]
+    return [*model, "--adapter", path]

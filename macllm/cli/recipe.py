@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from itertools import count
@@ -57,7 +58,10 @@ def cp(name: str, file: Path | None) -> None:
 
     recipe, path = find(name), file or Path(f"{name}.toml")
     if path.suffix != ".toml":
-        raise UsageError(f"{path} does not end in .toml", remedy=f"macllm recipe cp {name} {path.with_suffix('.toml')}")
+        raise UsageError(
+            f"{path} does not end in .toml",
+            remedy=shlex.join(["macllm", "recipe", "cp", name, str(path.with_suffix(".toml"))]),
+        )
     beside = {found: path.parent / found.name for found in recipe.files()}
     for target in (path, *beside.values()):
         _check_replaceable(target, name)
@@ -74,7 +78,9 @@ def _check_replaceable(path: Path, name: str) -> None:
     if not os.path.lexists(path):
         return
     if not sys.stdin.isatty() or not path.is_file():
-        raise UsageError(f"{path} exists", remedy=f"macllm recipe cp {name} {_free(path.parent)}/{name}.toml")
+        raise UsageError(
+            f"{path} exists", remedy=shlex.join(["macllm", "recipe", "cp", name, f"{_free(path.parent)}/{name}.toml"])
+        )
     click.confirm(f"{path} exists. Replace it?", abort=True, err=True)
 
 

@@ -47,7 +47,8 @@ def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
     """Add --set and a flag for every field of `config` to a command.
 
     It is called with the config and the values of its other parameters. The command's parameters `toml_file` and
-    `recipe` (either may be missing or None) name a file or a recipe that flags override.
+    `recipe` (either may be missing or None) name a file or a recipe that flags override; `methods` has the values of
+    flags that stand for --method. Raises UsageError if these contradict each other.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +56,11 @@ def config_options(config: type[TrainConfig]) -> Callable[..., Any]:
 
         def loaded(sets: tuple[str, ...], toml_file: str | None = None, recipe: str | None = None, **given: Any) -> Any:
             fields = {name: value for name, value in given.items() if name in names}
-            others = {name: value for name, value in given.items() if name not in names}
+            others = {name: value for name, value in given.items() if name not in names and name != "methods"}
+            methods = dict.fromkeys((*given.get("methods", ()), *filter(None, [given.get("method")])))
+            if len(methods) > 1:
+                raise UsageError(f"method cannot be {' and '.join(methods)} at once", remedy="one of --lora and --full")
+            fields["method"] = next(iter(methods), None)
             return function(config.load(_file(config, recipe, toml_file), sets, **fields), **others)
 
         loaded.__doc__ = function.__doc__

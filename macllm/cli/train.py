@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -35,7 +36,9 @@ def start(config: PretrainConfig, *, as_json: bool = False, restarts: int = REST
     check(config)
     for path, found in ((Path(config.config), Path.is_file), (config.tokenizer_folder, Path.is_dir)):
         if not found(path):
-            remedy = f"--config and --tokenizer, or a recipe: macllm train pretrain-tiny --data {config.data}"
+            remedy = (
+                f"--config and --tokenizer, or a recipe: macllm train pretrain-tiny --data {shlex.quote(config.data)}"
+            )
             raise UsageError(f"{path} does not exist", remedy=remedy)
     compile_kernels()
     narrate(events(config, restarts), config.output, as_json=as_json)

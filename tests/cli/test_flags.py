@@ -110,6 +110,12 @@ def test_a_flag_wins_over_set_and_set_over_the_file(tmp_path) -> None:
     assert loaded.data == str(tmp_path / "rows.jsonl")
 
 
+@pytest.mark.parametrize("flags", [("--lora", "--full"), ("--full", "--method", "lora")])
+def test_two_methods_at_once_are_refused(flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["finetune", "--data", "rows.jsonl", *flags]) == 2
+    assert "at once" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "config"), [("finetune", FinetuneConfig), ("train", PretrainConfig)])
 def test_help_lists_settings_by_subject_with_their_defaults_in_80_columns(
     command: str, config: type[TrainConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from macllm import cli
+from macllm.cli import finetune
 from macllm.cli.training import narrate
+from macllm.train.config import FinetuneConfig
 from macllm.train.events import Advanced, Counts, Finished, Paused, Prepared, Step, TrainEvent, Working
 
 
@@ -41,6 +44,17 @@ def test_the_end_of_a_run_reports_the_loss_and_advice(
     assert message in printed.err
     assert ("try more" in printed.err) == ("fall" in message or "fell" in message)
     assert printed.out == "folder\n"
+
+
+def test_the_command_to_try_a_result_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("check", "fetch", "compile_kernels", "events"):
+        monkeypatch.setattr(f"macllm.cli.finetune.{name}", lambda *_: None)
+    monkeypatch.setattr("macllm.cli.finetune.narrate", lambda *_, **__: "it's mine/a b")
+    finetune.start(FinetuneConfig(data="x", model="b c"))
+    words = shlex.split(capsys.readouterr().err)
+    assert words == ["try", "it:", "macllm", "chat", "--model", "b c", "--adapter", "it's mine/a b"]
 
 
 def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,10 @@ def test_the_command_shows_and_exports(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["adapters", "show", folder, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ranks"] == [2]
     assert main(["adapters", "export", folder, "--form", "peft"]) != 0
-    assert "already has an adapter" in capsys.readouterr().err
+    assert "already has a model or an adapter" in capsys.readouterr().err
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    assert main(["adapters", "export", folder, "--form", "peft", "-o", str(tmp_path / "m")]) == 2
 
 
 def test_targets_may_have_the_names_of_mlx_lm_and_transformers() -> None:

@@ -70,6 +70,7 @@ def test_an_invalid_setting_is_an_error_that_names_valid_ones(settings: dict[str
         ('chat_feature = " "', "run.toml: chat_feature cannot be empty"),
         ('keys = ["q_proj", ""]', "run.toml: keys cannot be empty"),
         ("lr = 1e-4", "did you mean learning_rate?"),
+        ("[lora]\nrank = 4", "unknown section 'lora'"),
         ('report_to = ["none", "wandb"]', "it stands alone"),
     ],
 )

@@ -37,6 +37,9 @@ def check_names(cls: type[DataclassInstance], values: dict[str, Any], where: str
     names = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         if name not in names:
+            if isinstance(values[name], dict):
+                remedy = f"its settings before the first [section], without {name}"
+                raise UsageError(f"unknown section {name!r} {where}", cause="settings have none", remedy=remedy)
             near = nearest(name, names)
             remedy = f"did you mean {near}?" if near else f"one of {', '.join(names)}"
             raise UsageError(f"unknown setting {name!r} {where}", remedy=remedy)
