@@ -24,7 +24,7 @@ from .config import FinetuneConfig, LongRows, Method, OptimizerName, Schedule, S
 from .events import TrainEvent
 from .loop import Trainer
 from .objectives.clm import CausalLM
-from .parameters import train_weights
+from .parameters import tell_of_experts, train_weights
 
 _RESIZE = "resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens"
 
@@ -133,6 +133,8 @@ def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
     pack.bin_size(config, model, objective)  # refused before rows are read
     context = _context_length(model, config)
     trained = _trainable(model, config)
+    adapts_all = config.method == "lora" and not config.keys
+    tell_of_experts(cast("nn.Module", model), model.info.config, adapts_all=adapts_all)
     rows = yield from data.loading(config, objective, tokenizer, context)
     if model.info.vocab_size is not None:
         run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)

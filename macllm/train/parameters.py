@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +16,9 @@ from macllm.nn.recompute import checkpoint_layers
 
 from .contract import Arrays, OptimizerState
 
+log = logging.getLogger("macllm")
+
+_STACKS = frozenset({"SwitchLinear", "QuantizedSwitchLinear"})  # mlx-lm's experts
 _CHUNK_BYTES = 1 << 26  # new weights and optimizer state in one mx.eval
 
 
@@ -59,6 +64,17 @@ def train_weights(model: nn.Module, num_layers: int) -> list[str]:
     for module, _, leaf in (name.rpartition(".") for name in names):
         modules[module].unfreeze(recurse=False, keys=leaf)
     return names
+
+
+def tell_of_experts(model: nn.Module, config: Mapping[str, Any], *, adapts_all: bool = False) -> None:
+    """Log what a run leaves out of a mixture of experts: adapters of mlx-lm's experts, the loss of load balance.
+
+    `config` is the model's config.json; `adapts_all` is true for a run that adapts all layers it can.
+    """
+    if adapts_all and any(type(module).__name__ in _STACKS for module in model.modules()):
+        log.warning("the experts of this model are not adapted, which macllm supports for its own families only")
+    if config.get("output_router_logits") and config.get("router_aux_loss_coef"):
+        log.warning("no loss of load balance is added, as transformers would for output_router_logits in config.json")
 
 
 def compute_layers_again(model: nn.Module, enabled: bool) -> bool:

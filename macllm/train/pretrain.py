@@ -22,6 +22,7 @@ from .events import TrainEvent
 from .initial import initialize
 from .loop import Trainer
 from .objectives.clm import CausalLM
+from .parameters import tell_of_experts
 
 
 def train(
@@ -54,6 +55,7 @@ def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
     model = new_model(raw, config)
     remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
     run.check_vocabulary(config.config, model.spec.embedding.vocab_size, tokenizer.vocab_size, remedy)
+    tell_of_experts(model, raw)
     objective = CausalLM(config.mask_prompt, config.now)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)

@@ -21,6 +21,7 @@ from macllm.ops.linear import adapted
 from macllm.ops.quantized import using_activations
 from macllm.ops.weights import AdaptedWeight, DenseWeight
 from macllm.train.objectives.clm import CausalLM, collate
+from macllm.train.parameters import tell_of_experts
 from macllm.weights.safetensors import load_file, save_file
 from tests.families import oracles
 from tests.train.test_adapter import DETAILS, TOKENS, close, make, randomize
@@ -177,3 +178,14 @@ def test_experts_give_the_same_logits_in_mlx_lm(config: dict[str, Any], tmp_path
     theirs.eval()
     assert not close(theirs(TOKENS), plain, 1e-2)
     assert close(model(TOKENS), theirs(TOKENS), 1e-4)
+
+
+def test_a_run_tells_what_it_leaves_out_of_experts(caplog: pytest.LogCaptureFixture) -> None:
+    from mlx_lm.models.switch_layers import SwitchGLU
+
+    balanced = {"output_router_logits": True, "router_aux_loss_coef": 0.01}
+    tell_of_experts(make(QWEN), balanced | {"output_router_logits": False}, adapts_all=True)
+    assert not caplog.text
+    tell_of_experts(SwitchGLU(4, 8, 2), balanced, adapts_all=True)
+    assert "experts of this model are not adapted" in caplog.text
+    assert "no loss of load balance" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +26,7 @@ TOKENS = mx.array([[5, 6, 7, 8, 9, 10]])
 )
 def test_the_last_layers_of_a_class_are_adapted_whatever_it_calls_them(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
-    model = checkpoint.load_model(tmp_path)
+    model: Any = checkpoint.load_model(tmp_path)
     count = len(model.model.layers)
     names = lora.apply(model, rank=2, alpha=4.0, num_layers=2)
     numbers = {int(next(word for word in each.split(".") if word.isdigit())) for each in names}
@@ -40,7 +41,7 @@ def test_the_last_layers_of_a_class_are_adapted_whatever_it_calls_them(name: str
 @pytest.mark.parametrize("name", ["gemma4_text-moe", "granitemoe", "longcat_flash", "dbrx"])
 def test_routers_stay_as_they_are_unless_a_pattern_names_them(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
-    model = checkpoint.load_model(tmp_path)
+    model: Any = checkpoint.load_model(tmp_path)
     assert not [each for each in lora.targets(model) if "router" in each]
     assert all("router" in each for each in lora.targets(model, keys=("*.router.*",)))
 
@@ -48,7 +49,7 @@ def test_routers_stay_as_they_are_unless_a_pattern_names_them(name: str, tmp_pat
 @pytest.mark.filterwarnings("ignore")
 def test_names_that_transformers_does_not_have_are_not_written_for_peft(tmp_path: Path) -> None:
     write("gpt_neox", tmp_path / "m")
-    model = checkpoint.load_model(tmp_path / "m")
+    model: Any = checkpoint.load_model(tmp_path / "m")
     lora.apply(model, rank=2, alpha=4.0)
     adapter.save(model, tmp_path / "a", {})
     with pytest.raises(CheckpointError, match="cannot be written in PEFT's format"):
