@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 def apply_fixes(model: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
     """Fix known faults of a model of this type. Raises CheckpointError for an unknown activation."""
-    if not hasattr(model, "_no_grad"):  # the class of recurrent_gemma does not initialize its base, so cannot freeze
+    if "_no_grad" not in vars(model):  # the class of recurrent_gemma does not initialize its base, so cannot freeze
         nn.Module.__init__(model)
     for name, make in _MENDS.get(kind, {}).items():
         call = make(config)

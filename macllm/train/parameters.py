@@ -67,7 +67,9 @@ def train_weights(model: nn.Module, num_layers: int) -> list[str]:
 
 
 def tell_of_experts(model: nn.Module, config: Mapping[str, Any], *, adapts_all: bool = False) -> None:
-    """Log what a run leaves out of a mixture of experts: adapters of mlx-lm's experts, the loss of load balance.
+    """Log the parts of a mixture of experts that a run leaves out.
+
+    They are adapters of mlx-lm's experts and the loss of load balance.
 
     `config` is the model's config.json; `adapts_all` is true for a run that adapts all layers it can.
     """

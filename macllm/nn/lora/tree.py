@@ -20,11 +20,11 @@ from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapte
 from .whole import Replaced, Whole, check_whole, replaced, save_targets, saved, whole_copy, without_base
 
 LAYER = re.compile(r"(.*?\.)??(?:layers|blocks|h)\.(\d+)\.")
-"""Outermost stack and number of the layer in a weight's name; some classes of mlx-lm call it `blocks` or `h`."""
+"""Outermost stack and number of the layer in a weight's name; mlx-lm's classes may say `blocks` or `h`."""
 
 # Routers keep their choice of experts, unless a pattern names them.
 _ROUTERS = ("*.router", "*.router.*", "*.gate")
-_READ_DIRECTLY = ".altup."  # Gemma 3n: mlx-lm's class takes the weights out of these layers
+_READ_DIRECTLY = ".altup."  # layers of AltUp, whose weights mlx-lm's class takes out of them
 _TOKEN_TABLES = ("tokens", "embed_tokens", "wte", "embeddings")
 
 
@@ -109,7 +109,7 @@ def in_last_layers(names: Iterable[str], count: int) -> list[str]:
 
 
 def _is_adaptable(name: str, module: Adaptable) -> bool:
-    """True but for embeddings of anything other than tokens, and layers whose weights the model reads itself."""
+    """False for embeddings of other things than tokens, and for layers whose weights are read directly."""
     if isinstance(module, EMBEDDINGS):
         return name.rsplit(".", 1)[-1] in _TOKEN_TABLES
     return _READ_DIRECTLY not in name
