@@ -1,4 +1,4 @@
-"""Adapters of models that mlx-lm's classes run: which layers they change, under the names of each class."""
+"""Adapters of models that mlx-lm's classes run: adapted layers, and their names in each class."""
 
 from __future__ import annotations
 

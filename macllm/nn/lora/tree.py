@@ -20,7 +20,7 @@ from .layers import EMBEDDINGS, Adaptable, LoRALinear, Precision, Update, adapte
 from .whole import Replaced, Whole, check_whole, replaced, save_targets, saved, whole_copy, without_base
 
 LAYER = re.compile(r"(.*?\.)??(?:layers|blocks|h)\.(\d+)\.")
-"""Outermost stack and number of the layer in a weight's name; mlx-lm's classes may say `blocks` or `h`."""
+"""Outermost stack and number of the layer in a name; mlx-lm's classes may say `blocks` or `h`."""
 
 # Routers keep their choice of experts, unless a pattern names them.
 _ROUTERS = ("*.router", "*.router.*", "*.gate")
