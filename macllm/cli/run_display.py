@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from macllm.units import bytes_text, duration_text
@@ -62,6 +62,7 @@ class RunLines:
         self.steps = 0
         self._resumed = False
         self._losses: list[float] = []
+        self._notes: list[str] = []  # that were said
 
     def show(self, event: TrainEvent) -> None:
         """Say what an event tells."""
@@ -80,6 +81,7 @@ class RunLines:
 
         if isinstance(event, Prepared):
             self.steps, self._resumed = event.steps, event.first_step > 0
+            self._say_notes(event.notes)
             _say_prepared(event)
         elif isinstance(event, Step):
             self._losses.append(event.loss)
@@ -106,6 +108,13 @@ class RunLines:
             say(f"reports to {event.name} have ended, the run goes on: {one_line(event.cause)}")
         elif isinstance(event, Finished):
             _say_finished(event, [] if self._resumed else self._losses)
+
+    def _say_notes(self, notes: Sequence[str]) -> None:
+        """Say those that no earlier start of the run had."""
+        new = [note for note in notes if note not in self._notes]
+        self._notes += new
+        for note in new:
+            say(one_line(note))
 
     def count(self, event: Step) -> None:
         """Take a step that is not said."""

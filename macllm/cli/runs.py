@@ -104,6 +104,8 @@ def show(run: str, as_json: bool) -> None:
         _print(f"forked from step {parent.get('step')} of {one_line(str(parent.get('folder')))}")
     if prepared:
         _print(f"data  {prepared.rows} examples, {prepared.tokens} tokens, {prepared.valid_rows} validation examples")
+        for note in prepared.notes:
+            _print(f"note  {one_line(note)}")
     for event in full:
         _print(f"out of memory  goes on from step {event.step} with {changes(event.changed)}")
     for one in snapshots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from itertools import chain
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
     from macllm.train.events import Prepared, TrainEvent
 _WEIGHTS = "*.safetensors"
+_MOST_KEPT = 1000  # messages before a run has begun
 RESTARTS = 3
 restarts_option = click.option(
     "--restarts",
@@ -49,7 +52,30 @@ def events(config: TrainConfig, restarts: int) -> Generator[TrainEvent]:
     module = f"macllm.train.{'finetune' if isinstance(config, FinetuneConfig) else 'pretrain'}"
     if restarts:
         return _measured(supervised(f"{module}:events", config, restarts), config)
-    return _measured(import_module(module).events(config), config)
+    return _measured(_logged_once(import_module(module).events(config)), config)
+
+
+def _logged_once(events: Generator[TrainEvent]) -> Generator[TrainEvent]:
+    """The events of a run in this process, with its log.
+
+    What is logged before `Prepared` waits for it, and is left out if it is among the notes there.
+    """
+    from macllm.train.events import Prepared
+
+    log, kept = logging.getLogger("macllm"), MemoryHandler(_MOST_KEPT, logging.CRITICAL, logging.lastResort)
+    kept.setLevel(logging.WARNING)
+    log.addHandler(kept)
+    try:
+        with closing(events):
+            for event in events:
+                if isinstance(event, Prepared):
+                    kept.buffer = [record for record in kept.buffer if record.getMessage() not in event.notes]
+                    kept.flush()
+                    kept.flushLevel = logging.WARNING  # at once from now on
+                yield event
+    finally:
+        log.removeHandler(kept)
+        kept.close()
 
 
 def _measured(events: Generator[TrainEvent], config: TrainConfig) -> Generator[TrainEvent]:

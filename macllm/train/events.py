@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class Prepared:
     valid: Counts = Counts()
     steps_per_eval: int = 0  # steps between two evaluations; 0: none between the first and the last step
     recomputes: bool = False  # layers can be computed again for the gradients
+    notes: Sequence[str] = ()  # what macllm has warned of so far
 
 
 @dataclass(frozen=True)

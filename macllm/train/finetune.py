@@ -116,11 +116,11 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.adapter_path)
     run.check(folder, config)
-    with run.held(folder, config):
-        yield from _events(config, folder)
+    with run.held(folder, config) as notes:
+        yield from _events(config, folder, notes)
 
 
-def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
+def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Generator[TrainEvent]:
     """The events of a run that holds its folder."""
     cpu.wait()
     model, tokenizer = checkpoint.load(config.model)
@@ -147,7 +147,7 @@ def _events(config: FinetuneConfig, folder: Path) -> Generator[TrainEvent]:
 
     snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": trained, "base": base})
     trainer = Trainer.of(model, objective, config, rows, snapshots)
-    yield from run.record(folder, config, trainer.run(export))
+    yield from run.record(folder, config, trainer.run(export), notes)
 
 
 def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -42,11 +42,11 @@ def events(config: PretrainConfig) -> Generator[TrainEvent]:
     """Train according to `config` and yield the events. Closing the generator saves and ends the run."""
     folder = Path(config.output)
     run.check(folder, config)
-    with run.held(folder, config):
-        yield from _events(config, folder)
+    with run.held(folder, config) as notes:
+        yield from _events(config, folder, notes)
 
 
-def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
+def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Generator[TrainEvent]:
     """The events of a run that holds its folder."""
     config = config.dated().pinned()
     cpu.wait()
@@ -68,7 +68,7 @@ def _events(config: PretrainConfig, folder: Path) -> Generator[TrainEvent]:
 
     snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "architecture": raw})
     trainer = Trainer.of(model, objective, config, rows, snapshots)
-    yield from run.record(folder, config, trainer.run(export))
+    yield from run.record(folder, config, trainer.run(export), notes)
 
 
 def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:

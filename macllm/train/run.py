@@ -6,8 +6,9 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from macllm.files import write_json, write_text
 from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
 from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
+from .notes import collected
 from .render import Example
 from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock, newest_step
@@ -43,11 +45,14 @@ def check(folder: Path, config: TrainConfig) -> None:
 
 
 @contextmanager
-def held(folder: Path, config: TrainConfig) -> Generator[None]:
-    """Hold a run's folder from before its model is loaded to its end. Raises: UsageError, also as `check`."""
-    with lock(folder):
+def held(folder: Path, config: TrainConfig) -> Generator[Sequence[str]]:
+    """Hold a run's folder from before its model is loaded to its end.
+
+    Yields the notes of this time, for `record`. Raises: UsageError, also as `check`.
+    """
+    with lock(folder), collected() as notes:
         _check_folder(folder, config)  # another run may have ended since the first check
-        yield
+        yield notes
 
 
 def _check_folder(folder: Path, config: TrainConfig) -> None:
@@ -147,12 +152,19 @@ def _began_with(folder: Path, config: TrainConfig) -> dict[str, int]:
     return began if math.prod(began.values()) == math.prod(ours.values()) else ours
 
 
-def record(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
-    """Yield the events of a run, write them into its folder, and report them to its trackers."""
-    yield from trackers.reported(folder, config, _recorded(folder, config, events))
+def record(
+    folder: Path, config: TrainConfig, events: Generator[TrainEvent], notes: Sequence[str] = ()
+) -> Generator[TrainEvent]:
+    """Yield the events of a run, write them into its folder, and report them to its trackers.
+
+    `Prepared` gets the notes that there are by then.
+    """
+    yield from trackers.reported(folder, config, _recorded(folder, config, events, notes))
 
 
-def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) -> Generator[TrainEvent]:
+def _recorded(
+    folder: Path, config: TrainConfig, events: Generator[TrainEvent], notes: Sequence[str]
+) -> Generator[TrainEvent]:
     """Yield the events of a run, and write them to metrics.jsonl and the settings to run.json.
 
     An interruption or an error is the last line. Numbers that are not finite are written as null.
@@ -165,6 +177,7 @@ def _recorded(folder: Path, config: TrainConfig, events: Generator[TrainEvent]) 
                 if isinstance(event, Advanced):
                     step = event.done if event.work == "training" else step
                 elif isinstance(event, Prepared):
+                    event = replace(event, notes=tuple(notes))
                     _begin(folder, config, event)
                     begun = True
                 else:

@@ -55,6 +55,8 @@ def parsed(line: bytes) -> TrainEvent | None:
         found = {name: value for name, value in values.items() if name in known}
         if isinstance(found.get("valid"), dict):
             found["valid"] = Counts(**found["valid"])
+        if "notes" in found:
+            found["notes"] = tuple(map(str, found["notes"]))
         for name in ("loss", "grad_norm"):
             if name in found and found[name] is None:
                 found[name] = math.nan
