@@ -84,7 +84,10 @@ def read(folder: Path, config: Mapping[str, Any]) -> dict[str, Update | Whole]:
 def _check_ranks(folder: Path, updates: Mapping[str, Update], rank: object) -> None:
     """Raise CheckpointError for another rank than the config's, as mlx-lm does: the scale is its own."""
     for name, update in updates.items():
-        if update.a.ndim > 1 and isinstance(rank, int) and _rank(update) != rank:
+        if update.a.ndim < 2 or not isinstance(rank, int):
+            continue
+        ranks = {_rank(update), update.b.shape[-1 if update.b.ndim == 3 else 0]}  # of two, the shapes are at fault
+        if len(ranks) == 1 and ranks != {rank}:
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {name} has rank {_rank(update)}, not {rank}",
                 cause=f"{CONFIG} gives that rank, and the scale that belongs to it",
