@@ -75,7 +75,7 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
     rate = next(iter(layers.values())).rate
     if form == "peft":
         if not names.keymaps:
-            peft.refuse_names(theirs)
+            peft.refuse_names(theirs, cast(ModelInfo, model.info).config)
         refuse_shared_table(model, {**updates, **whole})
         embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
         tables = [name for ours in embeddings for name in names.theirs(ours)]

@@ -52,7 +52,7 @@ class Names:
         """The names of a model's family."""
         config = cast(ModelInfo, model.info).config
         if not families.is_known(dict(config)):  # mlx-lm's own class, one level down
-            return cls(lambda ours: [ours.removeprefix("model.")], lambda theirs: [f"model.{theirs}"])
+            return cls(*parameters.of_class(config, as_parameters=layout == "modules"))
         # an adapter of older modules has the names of the checkpoint
         layouts: tuple[families.Layout, ...] = (layout, "hf") if layout == "modules" else (layout,)
         rules = tuple(families.keys(Config(config, ()), one) for one in layouts)
@@ -147,7 +147,7 @@ def _whole_to_theirs(whole: Mapping[str, Whole], names: Names) -> dict[str, Whol
 def _whole_to_ours(whole: Mapping[str, Whole], names: Names) -> dict[str, Whole]:
     tensors = {f"{name}.{leaf}": array for name, each in whole.items() for leaf, array in each.tensors.items()}
     if not names.keymaps:
-        return _grouped({names.ours(name)[0]: array for name, array in tensors.items()})
+        return {names.ours(name)[0]: each for name, each in whole.items()}
     ours: dict[str, mx.array] = {}
     for name in tensors:
         if not any(_holds(rules, name) for rules in names.keymaps):

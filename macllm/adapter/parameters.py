@@ -7,7 +7,7 @@ B (F, r E), rank by rank.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +19,10 @@ from macllm.nn.lora import Update
 STACKS = ("gate_up_proj", "down_proj")
 _OWNER, _WRAPPED, _WEIGHT = ".experts", ".base_layer", ".weight"
 _ENDS = tuple(f"{_OWNER}.{name}" for name in STACKS)
+_RENAMED = ".block_sparse_moe."  # in names that PEFT translates itself, routers among them
+# Routers, and the projections that PEFT moves to the routed experts of a mixture, also where a dense layer or a shared
+# expert has the name.
+_OF_EXPERTS = ("gate", "router", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 VERSION = "0.20.0"
 """The first version of PEFT with this layout; before, a stack's inputs could be on either side."""
 
@@ -38,6 +42,23 @@ def is_parameter(name: str) -> bool:
 def is_stack(name: str) -> bool:
     """True for the name of a stack of experts."""
     return name.endswith(_ENDS)
+
+
+def of_class(
+    config: Mapping[str, Any], *, as_parameters: bool
+) -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
+    """Names of theirs by ours, and ours by theirs, for a class of mlx-lm; ours are one level down.
+
+    With `as_parameters`, the modules of a mixture of experts that PEFT takes for experts are parameters, which it
+    leaves in place.
+    """
+    ends = _OF_EXPERTS if as_parameters and any("expert" in key and value for key, value in config.items()) else ()
+
+    def theirs(ours: str) -> list[str]:
+        name = ours.removeprefix("model.")
+        return [name + _WEIGHT if name.rpartition(".")[2] in ends and _RENAMED not in name else name]
+
+    return theirs, lambda name: [f"model.{name.removesuffix(_WEIGHT)}"]
 
 
 def named(module: str, config: Mapping[str, Any]) -> str:

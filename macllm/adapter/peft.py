@@ -31,7 +31,19 @@ PICKLED = "adapter_model.bin"
 _PATHS = ("/", ".", "~")  # first characters of a folder's path, which no name on the hub has
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
-_FOREIGN = "model.h."  # a stack of mlx-lm's classes that transformers calls otherwise
+_FOREIGN = ("model.h.",)  # a stack of mlx-lm's classes that transformers calls otherwise
+# Parts of names, by model type, that modules of transformers 5 do not have.
+_OTHER = {
+    "granitemoe": (".router.layer",),
+    "granitemoehybrid": (".router.layer",),
+    "kimi_linear": (".f_a_proj", ".f_b_proj"),
+    "laguna": (".mlp.shared_expert.", ".mlp.gate.proj"),
+    "lfm2_moe": (".feed_forward.gate_proj", ".feed_forward.up_proj", ".feed_forward.down_proj"),
+    "phimoe": (".block_sparse_moe.",),
+}
+_OF_VISION = "model.language_model."  # of models that have other parts too
+# Layers, by model type, whose weights transformers takes without a call of the module; PEFT refuses the first.
+_UNCALLED = {"falcon_h1": (".out_proj",), "jamba": (".dt_proj",), "longcat_flash": (".classifier",)}
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
@@ -295,14 +307,26 @@ def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str,
     }
 
 
-def refuse_names(names: Collection[str]) -> None:
-    """Raise CheckpointError for names of a checkpoint that are not those of transformers' modules."""
-    if other := [name for name in names if not name.startswith(_ROOTS) or name.startswith(_FOREIGN)]:
+def refuse_names(names: Collection[str], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for names that transformers' modules do not have, and layers that PEFT cannot adapt."""
+    kind = str(config.get("model_type"))
+    foreign = _FOREIGN if "text_config" in config else (*_FOREIGN, _OF_VISION)
+    for name in names:
+        if not name.startswith(_ROOTS) or name.startswith(foreign) or _has_part(name, _OTHER.get(kind, ())):
+            cause = f"{name} is a name of the checkpoint, which transformers gives the module under another one"
+        elif _has_part(name, _UNCALLED.get(kind, ())):
+            cause = f"{name} has no effect in PEFT, as {kind} takes its weights without a call of the layer"
+        else:
+            continue
         raise CheckpointError(
             "the adapter cannot be written in PEFT's format",
-            cause=f"{other[0]} is a name of the checkpoint, which transformers gives the module under another one",
-            remedy="keep the adapter in mlx-lm's format",
+            cause=cause,
+            remedy="keep the adapter in mlx-lm's format, merge it, or train one without that layer",
         )
+
+
+def _has_part(name: str, parts: Collection[str]) -> bool:
+    return any(part in name for part in parts)
 
 
 def _check_savable(updates: Mapping[str, Update]) -> None:

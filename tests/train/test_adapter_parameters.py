@@ -14,12 +14,12 @@ from macllm import adapter
 from macllm.adapter import parameters
 from macllm.adapter import peft as form
 from macllm.adapter.export import export
-from macllm.adapter.names import our_keys
+from macllm.adapter.names import Names, our_keys
 from macllm.checkpoint import load_model
 from macllm.errors import CheckpointError
 from macllm.nn import lora
 from macllm.weights.safetensors import load_file, save_file
-from tests.families import oracles
+from tests.families import foreign, oracles
 from tests.families.test_parity import compared, our_logits, theirs_logits
 from tests.train.test_adapter import LLAMA, TOKENS, close, make, randomize
 from tests.train.test_adapter_experts import MIXTRAL, QWEN
@@ -249,3 +249,55 @@ def test_keys_may_name_the_stacks_of_transformers() -> None:
     model = make(MIXTRAL)
     stacks = [name.rpartition(".")[2] for name in our_keys(model, ("experts.gate_up_proj",))]
     assert sorted(set(stacks)) == ["gate_proj", "up_proj"]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_routers_and_shared_experts_of_a_class_of_mlx_lm_give_the_logits_of_peft(tmp_path: Path) -> None:
+    import peft
+    import torch
+
+    base = foreign.write("qwen3_next", tmp_path / "base")
+    model: Any = load_model(tmp_path / "base")
+    plain = np.array(model(TOKENS))
+    lora.apply(model, rank=2, alpha=4.0, keys=("q_proj", "mlp.gate", "*.shared_expert.*"))
+    change(model)
+    got = np.array(model(TOKENS))
+    adapter.save(model, tmp_path / "ours", form="peft")
+    oracle = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    want = oracle(torch.tensor(np.array(TOKENS)), use_cache=False).logits.detach().numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(got - plain).max())
+    again = load_model(tmp_path / "base")
+    adapter.attach(again, tmp_path / "ours")
+    assert close(again(TOKENS), mx.array(got))
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", sorted(form._OTHER))
+def test_exactly_the_names_that_transformers_does_not_have_are_refused(kind: str, tmp_path: Path) -> None:
+    base = foreign.write(kind, tmp_path)
+    known = dict(base.named_modules()).keys() | dict(base.named_parameters()).keys()
+    model: Any = load_model(tmp_path)
+    names = Names.of(model, "modules")
+    for name in (each for ours in lora.targets(model, ("*",)) for each in names.theirs(ours) if "switch_" not in each):
+        if name in known:
+            form.refuse_names([name], model.info.config)
+            continue
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            form.refuse_names([name], model.info.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "cause"),
+    [
+        ("model.layers.0.mamba.out_proj", {"model_type": "falcon_h1"}, "has no effect in PEFT"),
+        ("model.language_model.layers.0.mlp.up_proj", {"model_type": "gemma3n_text"}, "under another one"),
+        ("model.layers.0.mlp.shared_expert.up_proj.weight", {"model_type": "laguna"}, "under another one"),
+    ],
+)
+def test_layers_that_peft_would_not_find_or_adapt_are_refused(name: str, config: dict[str, Any], cause: str) -> None:
+    form.refuse_names([name], {"text_config": {}, "model_type": "gemma3n"})
+    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+        form.refuse_names([name], config)
+    assert cause in (caught.value.cause or "")
