@@ -42,8 +42,9 @@ _OTHER = {
     "phimoe": (".block_sparse_moe.",),
 }
 _OF_VISION = "model.language_model."  # of models that have other parts too
-# Layers, by model type, whose weights transformers takes without a call of the module; PEFT refuses the first.
-_UNCALLED = {"falcon_h1": (".out_proj",), "jamba": (".dt_proj",), "longcat_flash": (".classifier",)}
+# Layers, by model type, whose weights transformers takes without a call of the module.
+_UNCALLED = {"jamba": (".dt_proj",), "longcat_flash": (".classifier",)}
+_SCALED = "falcon_h1"  # mlx-lm's class multiplies its weights by factors that transformers applies to activations
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 # of an embedding: (r, V) and (D, r); peft stores its base with them
 _OF_EMBEDDINGS = {"lora_embedding_A": _A, "lora_embedding_B": _B}
@@ -309,20 +310,26 @@ def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str,
 
 def refuse_names(names: Collection[str], config: Mapping[str, Any]) -> None:
     """Raise CheckpointError for names that transformers' modules do not have, and layers that PEFT cannot adapt."""
+    for name in names:
+        if cause := _obstacle(name, config):
+            raise CheckpointError(
+                "the adapter cannot be written in PEFT's format",
+                cause=f"{name} {cause}",
+                remedy="keep the adapter in mlx-lm's format, merge it, or train one without that layer",
+            )
+
+
+def _obstacle(name: str, config: Mapping[str, Any]) -> str | None:
+    """The reason why PEFT would not apply an update of the named layer."""
     kind = str(config.get("model_type"))
     foreign = _FOREIGN if "text_config" in config else (*_FOREIGN, _OF_VISION)
-    for name in names:
-        if not name.startswith(_ROOTS) or name.startswith(foreign) or _has_part(name, _OTHER.get(kind, ())):
-            cause = f"{name} is a name of the checkpoint, which transformers gives the module under another one"
-        elif _has_part(name, _UNCALLED.get(kind, ())):
-            cause = f"{name} has no effect in PEFT, as {kind} takes its weights without a call of the layer"
-        else:
-            continue
-        raise CheckpointError(
-            "the adapter cannot be written in PEFT's format",
-            cause=cause,
-            remedy="keep the adapter in mlx-lm's format, merge it, or train one without that layer",
-        )
+    if not name.startswith(_ROOTS) or name.startswith(foreign) or _has_part(name, _OTHER.get(kind, ())):
+        return "is a name of the checkpoint, which transformers gives the module under another one"
+    if _has_part(name, _UNCALLED.get(kind, ())):
+        return f"has no effect in PEFT, as transformers' {kind} takes its weights without a call of the layer"
+    if kind == _SCALED:
+        return f"is of {kind}, whose weights mlx-lm's class multiplies by factors that PEFT does not know"
+    return None
 
 
 def _has_part(name: str, parts: Collection[str]) -> bool:

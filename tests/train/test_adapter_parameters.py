@@ -291,7 +291,8 @@ def test_exactly_the_names_that_transformers_does_not_have_are_refused(kind: str
 @pytest.mark.parametrize(
     ("name", "config", "cause"),
     [
-        ("model.layers.0.mamba.out_proj", {"model_type": "falcon_h1"}, "has no effect in PEFT"),
+        ("model.layers.0.self_attn.k_proj", {"model_type": "falcon_h1"}, "multiplies by factors"),
+        ("model.layers.0.mamba.dt_proj", {"model_type": "jamba"}, "has no effect in PEFT"),
         ("model.language_model.layers.0.mlp.up_proj", {"model_type": "gemma3n_text"}, "under another one"),
         ("model.layers.0.mlp.shared_expert.up_proj.weight", {"model_type": "laguna"}, "under another one"),
     ],
