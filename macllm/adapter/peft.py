@@ -309,7 +309,7 @@ def _config(theirs: Mapping[str, Update], about: Mapping[str, Any]) -> dict[str,
 
 
 def refuse_names(names: Collection[str], config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for names that transformers' modules do not have, and layers that PEFT cannot adapt."""
+    """Raise CheckpointError for layers that transformers names otherwise or PEFT cannot adapt."""
     for name in names:
         if cause := _obstacle(name, config):
             raise CheckpointError(
