@@ -6,6 +6,8 @@ import random
 import re
 from dataclasses import replace
 
+from .descriptions import described
+from .misspelling import misspelled
 from .plain import plain_turns
 from .topics import (
     DATA,
@@ -28,8 +30,10 @@ FOLLOW_UPS = {"why": 4, "how": 3, "example": 4, "cons": 2, "short": 3, "again": 
 FOLLOW_UPS["memory"] = 2
 SWITCHES = ("what", "what", "why", "how", "example")
 OWN = 0.6  # of the questions about a topic that has questions of its own
-MISSPELLED = 0.18  # of the questions: one to three letters dropped or swapped
-PLAIN = 0.3  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
+MISSPELLED = 0.3  # of the questions: one slip of the keyboard or the ear in some 14 letters
+HASTY = 0.12  # of the questions: one or two words left out
+PLAIN = 0.24  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
+LONG = 0.25  # of the questions made of a phrasing and a name: two or three sentences
 SMALL = frozenset(
     ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")
 )
@@ -84,6 +88,9 @@ class Guide:
         for label, answer in labelled(DATA / "more.txt"):
             name, facet = split_label(label)
             self.by_name[name.lower()].answers.setdefault(facet, []).append(answer)
+        for topic in self.topics:
+            for facet, answers in topic.answers.items():
+                topic.answers[facet] = [topic.led(facet, answer) for answer in answers]
         for label, questions in labelled(*sorted((DATA / "asks").glob("*.txt"))):
             name, facet = split_label(label)
             self._own(name, facet).ask.setdefault(facet, []).extend(questions.split(" | "))
@@ -142,31 +149,21 @@ class Guide:
                 question = question.rstrip("?.")
         elif rng.random() < 0.7:
             question = question[:1].upper() + question[1:]
-        if rng.random() < 0.08:
+        if rng.random() < HASTY:
             question = self._hasty(question)
         if rng.random() < MISSPELLED:
-            for _ in range(rng.choice((1, 1, 2, 3))):
-                question = self._misspelled(question)
+            question = misspelled(rng, question)
         return question.strip()
 
     def _hasty(self, question: str) -> str:
-        """The question without one of its small words."""
+        """The question without one or two of its small words or, if it is long, of any words."""
         words = question.split(" ")
-        small = [at for at, word in enumerate(words) if word.lower() in SMALL]
-        if len(words) < 4 or not small:
-            return question
-        at = self.rng.choice(small)
-        return " ".join(words[:at] + words[at + 1 :])
-
-    def _misspelled(self, question: str) -> str:
-        words = [match for match in re.finditer(r"[a-z]{5,}", question)]
-        if not words:
-            return question
-        at = self.rng.choice(words)
-        spot = at.start() + self.rng.randrange(1, len(at[0]) - 1)
-        if self.rng.random() < 0.5:
-            return question[:spot] + question[spot + 1 :]
-        return question[:spot] + question[spot + 1] + question[spot] + question[spot + 2 :]
+        for _ in range(self.rng.choice((1, 1, 2))):
+            long = len(words) > 9
+            spare = [at for at, word in enumerate(words) if long or (len(words) > 3 and word.lower() in SMALL)]
+            if spare:
+                del words[self.rng.choice(spare)]
+        return " ".join(words)
 
     # --- turns ---
 
@@ -185,11 +182,13 @@ class Guide:
         else:
             name = rng.choice(topic.names)
             section = what if facet == "what" else facet
+            if f"long.{section}" in self.frames and not heldout and rng.random() < LONG:
+                section = f"long.{section}"
             plural = is_plural(name)
             if section == "what" and plural and rng.random() < 0.4:
                 section = "what.plural"
             question = self.frame(section, heldout).replace("{x}", self.named(name))
-            if plural and what in ("what", "place"):
+            if plural and section in ("what", "what.plural", "long.what", "place"):
                 question = re.sub(r"\b(is|does) (?=" + re.escape(name) + ")", _agree, question)
             elif what == "place":
                 question = question.replace("what are ", "what is ")
@@ -216,11 +215,16 @@ class Guide:
         if not heldout and self.rng.random() < PLAIN:
             return self.plain()
         roll = self.rng.random()
-        if roll < 0.12:
+        if roll < 0.08:
             return self.comparison(heldout)
-        if roll < 0.5 or heldout:
+        if roll < 0.4 or heldout:
             return self.about(self.rng.choice(self.topics if not heldout else self.asked_by_frame()), heldout=heldout)
-        if roll < 0.6:
+        if roll < 0.46:
+            topic = self.rng.choice(self.concepts)
+            question = described(self.rng, topic)
+            if question:
+                return self._answered(question, topic, "what")
+        if roll < 0.5:
             own = [topic for topic in self.topics if topic.kind not in ("concept", "self")]
             return self.about(self.rng.choice(own))
         topic, facet, question = self.rng.choice(self.own)

@@ -20,7 +20,7 @@ from macllm_models.maclet.questions import kept_from_training
 from macllm_models.maclet.recall import nothing_before, recall, small_talk
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
-CONVERSATIONS = 130_000
+CONVERSATIONS = 230_000
 VALIDATION = 600
 PASSAGES = 6  # of each concept
 LONG = 1_100  # characters, after which a conversation ends
@@ -53,7 +53,7 @@ def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
         return guide.follow_up(next((turn for turn in reversed(turns) if not small_talk(turn)), turns[-1]))
     if turns and roll < 0.65:
         return guide.turn_to()
-    return guide.unknown() if guide.rng.random() < 0.27 else guide.known()
+    return guide.unknown() if guide.rng.random() < 0.22 else guide.known()
 
 
 def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
@@ -61,7 +61,7 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
     rng = guide.rng
     turns: list[Turn] = []
     long = rng.random() < LONG_SHARE
-    count = 40 if long else rng.choices([1, 2, 3, 4], [50, 25, 16, 9])[0]
+    count = 40 if long else rng.choices([1, 2, 3, 4], [54, 25, 14, 7])[0]
     limit = LONGEST if long else LONG
     while len(turns) < count and sum(len(turn.question + turn.answer) for turn in turns) < limit:
         turn = next_turn(guide, turns)

@@ -10,6 +10,8 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 FACETS = ("what", "why", "how", "example", "cons", "memory")
 RESERVED_PERCENT = 8  # of the unknown things: never trained
+_LEADS = {"why": "The reason for {}", "how": "How {} works", "example": "Example of {}", "cons": "Limits of {}"}
+_LEADS |= {"memory": "Memory of {}"}
 
 
 @dataclass
@@ -34,7 +36,32 @@ class Topic:
             return self.answers[facet]
         if facet == "short":
             return [first_sentence(answer) for answer in self.answers["what"][:1]]
-        return nothing.get(f"none.{facet}", self.answers["what"])
+        if f"none.{facet}" in nothing:
+            return [self.led(facet, answer) for answer in nothing[f"none.{facet}"]]
+        return self.answers["what"]
+
+    def subject(self) -> str:
+        """The name as the first answer opens with it ("A tokenizer", "RoPE"), or else the first name."""
+        names = "|".join(re.escape(name) for name in sorted(self.names, key=len, reverse=True))
+        opening = re.match(rf"((?:an?|the) )?({names})(?![\w-])", self.answers["what"][0], re.IGNORECASE)
+        if opening is None:
+            return self.name
+        name = next(name for name in self.names if name.lower() == opening[2].lower())
+        return f"{(opening[1] or '').lower()}{name}"
+
+    def led(self, facet: str, answer: str) -> str:
+        """The answer with the topic named at its beginning, which a model then has before it for all the rest.
+
+        "It is used because ..." becomes "RoPE is used because ...", any other answer begins with "Example of RoPE: ".
+        """
+        names = (name.lower() for name in self.names)
+        if self.kind != "concept" or facet == "what" or any(name in answer.lower()[: len(name) + 14] for name in names):
+            return answer
+        subject = self.subject()
+        pronoun, _, rest = answer.partition(" ")
+        if pronoun == ("They" if is_plural(subject) else "It"):
+            return f"{subject[0].upper()}{subject[1:]} {rest}"
+        return f"{_LEADS[facet].format(subject)}: {answer}"
 
 
 @dataclass(frozen=True)

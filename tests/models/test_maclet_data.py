@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from macllm_models.maclet import evaluate, make_data
+from macllm_models.maclet.descriptions import described
 from macllm_models.maclet.knowledge import Guide, made_up_word
+from macllm_models.maclet.misspelling import misspelled
 from macllm_models.maclet.nearest import Nearest
 from macllm_models.maclet.topics import DATA, normalized, read_sections
 
@@ -179,3 +182,35 @@ def test_the_nearest_question_shares_the_rarest_words() -> None:
     assert nearest.answer("BPE, what is it") == "tokens"
     assert nearest.answer("rope what is") == "positions"
     assert nearest.answer("a head") == "heads"
+
+
+def test_every_answer_but_a_definition_names_its_topic_at_the_beginning(guide: Guide) -> None:
+    """The rest of an answer is written with the name before it, also where the question does not name it."""
+    for topic in guide.concepts:
+        for facet, answers in topic.answers.items():
+            for answer in answers:
+                said = answer.lower()
+                near = [name for name in topic.names if name.lower() in said[: len(name) + 40]]
+                assert near or facet == "what", (topic.name, answer)
+    led = guide.by_name["rope"].answers["why"][0]
+    assert led.startswith("RoPE is used because it gives")
+
+
+def test_a_description_never_names_its_topic(guide: Guide) -> None:
+    rng = random.Random(1)
+    found = [(topic, described(rng, topic)) for topic in guide.concepts * 5]
+    assert sum(question != "" for _, question in found) > 0.9 * len(found)
+    for topic, question in found:
+        for name in topic.names:
+            assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", question, re.IGNORECASE) is None, question
+
+
+def test_a_misspelling_differs_and_leaves_abbreviations_and_code_to_be_known(guide: Guide) -> None:
+    rng = random.Random(1)
+    wrong = [misspelled(rng, "what is speculative decoding") for _ in range(200)]
+    assert len(set(wrong)) > 150
+    assert sum(each != "what is speculative decoding" for each in wrong) > 195
+    for _ in range(200):
+        assert "`--seed`" in misspelled(rng, "what does `--seed` do")
+        assert misspelled(rng, "GQA") == "GQA"
+        assert sorted(misspelled(rng, "LoRA")) == sorted("LoRA")

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from macllm_models.maclet import exam, make_data, remake
+from macllm_models.maclet.evaluate import words
 from macllm_models.maclet.exam import Exam, Marked, Question
 from macllm_models.maclet.judge import Judge, read_terms
 from macllm_models.maclet.knowledge import Guide
 from macllm_models.maclet.plain import plain, plain_questions, plain_turns
-from macllm_models.maclet.questions import follow_ups, kept_from_training, refusals, wordings
+from macllm_models.maclet.questions import GENERIC_WORDS, follow_ups, kept_from_training, refusals, wordings
 from macllm_models.maclet.recall import NOTHING_ASKED, recall
-from macllm_models.maclet.topics import Turn, normalized
+from macllm_models.maclet.topics import DATA, Turn, labelled, normalized
 
-FEW = 6_000
+FEW = 9_000
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +255,24 @@ def test_a_maclet_of_more_than_16_mb_is_refused(tmp_path: Path) -> None:
         file.truncate(40 * 10**6)
     with pytest.raises(ValueError, match="MB"):
         remake.install(tmp_path / "build", "", tmp_path)
+
+
+def test_no_question_written_after_the_examination_is_nearly_one_of_it() -> None:
+    """Less than 0.7 of the words (F1) of each are shared with any wording, refusal or follow-up that says something."""
+    asked = [wording.question for wording in wordings()] + refusals()
+    asked += [text for each in follow_ups() for text in each.questions if len(text.split()) > GENERIC_WORDS]
+    counts = [collections.Counter(words(question)) for question in asked]
+    places = collections.defaultdict(list)
+    for at, counted in enumerate(counts):
+        for word in counted:
+            places[word].append(at)
+    later = sorted((DATA / "asks").glob("*_wider.txt"))
+    assert later
+    for _, questions in labelled(*later):
+        for question in questions.split(" | "):
+            ours, shared = collections.Counter(words(question)), collections.Counter[int]()
+            for word, count in ours.items():
+                for at in places.get(word, ()):
+                    shared[at] += min(count, counts[at][word])
+            for at, both in shared.items():
+                assert 2 * both / (ours.total() + counts[at].total()) < 0.7, (question, asked[at])
