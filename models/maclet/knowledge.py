@@ -230,6 +230,19 @@ class Guide:
         topic, facet, question = self.rng.choice(self.own)
         return self._answered(question, topic, facet)
 
+    def asked_freely(self) -> Turn:
+        """A question in words of its own, a description, or one that must be refused."""
+        roll = self.rng.random()
+        if roll < 0.12:
+            return self.unknown()
+        if roll < 0.24:
+            topic = self.rng.choice(self.concepts)
+            question = described(self.rng, topic)
+            if question:
+                return self._answered(question, topic, "what")
+        topic, facet, question = self.rng.choice(self.own)
+        return self._answered(question, topic, facet)
+
     def asked_by_frame(self) -> list[Topic]:
         """Topics that phrasings with a slot can ask for."""
         return [topic for topic in self.topics if topic.kind != "self"]

@@ -20,12 +20,15 @@ from macllm_models.maclet.questions import kept_from_training
 from macllm_models.maclet.recall import nothing_before, recall, small_talk
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
-CONVERSATIONS = 230_000
+CONVERSATIONS = 155_000
 VALIDATION = 600
 PASSAGES = 6  # of each concept
 LONG = 1_100  # characters, after which a conversation ends
 LONGEST = 2_500  # the same of the few long ones, about 850 tokens with misspellings
 LONG_SHARE = 0.012
+NAMING = 0.3  # of the conversations: many questions, of which each is answered with the name of its topic
+QUESTIONS_NAMED = (5, 9)  # in one of them
+NOT_KNOWN = "Not known."
 RECALLED = 0.05  # of the turns after the first: "what did I ask?"
 NOTHING_BEFORE = 0.01  # of the first turns: "why?"
 REFERRING = ("why", "example", "short", "more", "cons", "memory")
@@ -76,6 +79,19 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
         answer = first_sentence(turn.answer) if brief and "compare" not in turn.category else turn.answer
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def naming(guide: Guide, heldout: set[str]) -> list[Message]:
+    """A conversation under "Name the topic.": what a question is about is learnt there at a third of the tokens."""
+    messages = [{"role": "system", "content": guide.frame("system.naming", False)}]
+    for _ in range(guide.rng.randint(*QUESTIONS_NAMED)):
+        turn = guide.asked_freely()
+        typed = replace(turn, question=guide.styled(turn))
+        if kept_out(turn, heldout) or kept_out(typed, heldout):
+            continue
+        answer = turn.topic.title(turn.category.rpartition(".")[2]) if turn.topic else NOT_KNOWN
+        messages += [{"role": "user", "content": typed.question}, {"role": "assistant", "content": answer}]
+    return messages if len(messages) > 1 else naming(guide, heldout)
 
 
 def passages(guide: Guide) -> Iterator[str]:
@@ -140,7 +156,8 @@ def heldout_items(guide: Guide) -> list[dict[str, Any]]:
 def rows(guide: Guide, count: int, heldout: set[str], seen: set[str]) -> Iterator[str]:
     """`count` conversations as JSON lines, none of which is in `seen`."""
     while count:
-        line = json.dumps({"messages": conversation(guide, heldout)})
+        made = naming if guide.rng.random() < NAMING else conversation
+        line = json.dumps({"messages": made(guide, heldout)})
         if line not in seen:
             seen.add(line)
             count -= 1

@@ -12,6 +12,7 @@ FACETS = ("what", "why", "how", "example", "cons", "memory")
 RESERVED_PERCENT = 8  # of the unknown things: never trained
 _LEADS = {"why": "The reason for {}", "how": "How {} works", "example": "Example of {}", "cons": "Limits of {}"}
 _LEADS |= {"memory": "Memory of {}"}
+_IMPERATIVES = ("Run", "Use", "Type", "Press", "Add", "Start", "Set", "Write", "Give", "Name", "Take", "Check", "Pipe")
 
 
 @dataclass
@@ -52,16 +53,27 @@ class Topic:
     def led(self, facet: str, answer: str) -> str:
         """The answer with the topic named at its beginning, which a model then has before it for all the rest.
 
-        "It is used because ..." becomes "RoPE is used because ...", any other answer begins with "Example of RoPE: ".
+        "It is used because ..." becomes "RoPE is used because ...", "Press Esc" becomes "To stop an answer, press Esc",
+        and any other answer begins with a phrase such as "Example of RoPE: ".
         """
         names = (name.lower() for name in self.names)
-        if self.kind != "concept" or facet == "what" or any(name in answer.lower()[: len(name) + 14] for name in names):
+        if self.kind == "self" or any(name in answer.lower()[: len(name) + 14] for name in names):
             return answer
         subject = self.subject()
         pronoun, _, rest = answer.partition(" ")
-        if pronoun == ("They" if is_plural(subject) else "It"):
-            return f"{subject[0].upper()}{subject[1:]} {rest}"
-        return f"{_LEADS[facet].format(subject)}: {answer}"
+        if self.kind == "task" and facet == "what":
+            done = re.sub(r"\bmy\b", "your", re.sub(r"\bi\b", "you", self.name))
+            return f"To {done}, {pronoun.lower()} {rest}" if pronoun in _IMPERATIVES else f"To {done}: {answer}"
+        if self.kind == "concept" and pronoun == ("They" if is_plural(subject) else "It"):
+            return f"{_capitalized(subject)} {rest}"
+        if self.kind != "concept" and facet != "what":
+            return answer
+        return f"{_capitalized(_LEADS.get(facet, '{}').format(subject))}: {answer}"
+
+    def title(self, facet: str) -> str:
+        """Topic and facet in few words, as an answer to "Name the topic."."""
+        name = f"to {self.name}" if self.kind == "task" else self.subject()
+        return f"{_capitalized(name)}{'' if facet == 'what' else f': {facet}'}."
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,10 @@ class Turn:
     topic: Topic | None
     category: str
     told: tuple[str, ...] = ()
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def first_sentence(text: str) -> str:
