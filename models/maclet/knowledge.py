@@ -32,7 +32,7 @@ SWITCHES = ("what", "what", "why", "how", "example")
 OWN = 0.6  # of the questions about a topic that has questions of its own
 MISSPELLED = 0.3  # of the questions: one slip of the keyboard or the ear in some 14 letters
 HASTY = 0.12  # of the questions: one or two words left out
-PLAIN = 0.24  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
+PLAIN = 0.34  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
 LONG = 0.25  # of the questions made of a phrasing and a name: two or three sentences
 SMALL = frozenset(
     ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")

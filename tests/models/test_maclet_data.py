@@ -196,6 +196,23 @@ def test_every_answer_but_a_definition_names_its_topic_at_the_beginning(guide: G
     assert led.startswith("RoPE is used because it gives")
 
 
+def test_the_titles_of_topics_tell_them_apart(guide: Guide) -> None:
+    titles = [topic.title("what") for topic in guide.topics]
+    assert sorted(title for title in set(titles) if titles.count(title) > 1) == []
+    assert guide.by_name["rope"].title("why") == "RoPE: why."
+    assert guide.by_name["tokenizer"].title("what") == "A tokenizer."
+
+
+def test_a_conversation_that_names_topics_answers_each_question_with_a_title(guide: Guide) -> None:
+    titles = {topic.title(facet) for topic in guide.topics for facet in topic.answers}
+    for _ in range(50):
+        system, *turns = make_data.naming(guide, set())
+        assert system["role"] == "system"
+        assert 1 <= len(turns) // 2 <= make_data.QUESTIONS_NAMED[1]
+        assert {turn["role"] for turn in turns[::2]} == {"user"}
+        assert all(turn["content"] in {*titles, make_data.NOT_KNOWN} for turn in turns[1::2])
+
+
 def test_a_description_never_names_its_topic(guide: Guide) -> None:
     rng = random.Random(1)
     found = [(topic, described(rng, topic)) for topic in guide.concepts * 5]
