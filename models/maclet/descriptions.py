@@ -16,7 +16,7 @@ _OF_A_NOUN += ("what is the name of {}", "how is {} called", "explain the thing 
 
 
 def described(rng: random.Random, topic: Topic) -> str:
-    """A question from one sentence of an answer to "what is it?"; "" if no sentence says it without the name."""
+    """A question from a sentence of a definition; "" if none says it without the name."""
     found = [question for answer in topic.answers["what"] if (question := _question(rng, topic, answer))]
     return rng.choice(found) if found else ""
 

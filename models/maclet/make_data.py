@@ -82,7 +82,7 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
 
 
 def naming(guide: Guide, heldout: set[str]) -> list[Message]:
-    """A conversation under "Name the topic.": what a question is about is learnt there at a third of the tokens."""
+    """A conversation under "Name the topic.", which teaches a question at a third of the tokens."""
     messages = [{"role": "system", "content": guide.frame("system.naming", False)}]
     for _ in range(guide.rng.randint(*QUESTIONS_NAMED)):
         turn = guide.asked_freely()

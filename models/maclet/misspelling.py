@@ -17,7 +17,7 @@ _BY_EAR += (("for", "4"), ("you", "u"), ("are", "r"), ("the", "teh"), ("what", "
 
 
 def misspelled(rng: random.Random, text: str) -> str:
-    """The text with at least one slip, and about one in `LETTERS_PER_SLIP` letters; code in backquotes stays."""
+    """The text with a slip in about `LETTERS_PER_SLIP` letters, at least one; code in backquotes stays."""
     for _ in range(1 + rng.randrange(1 + len(text) // LETTERS_PER_SLIP)):
         words = [match for match in re.finditer(r"[^\W\d_]+", text) if text.count("`", 0, match.start()) % 2 == 0]
         places = [word for word in words if len(word[0]) > 3 or word[0] in _SHORT]

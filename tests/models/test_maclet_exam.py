@@ -258,7 +258,7 @@ def test_a_maclet_of_more_than_16_mb_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_question_written_after_the_examination_is_nearly_one_of_it() -> None:
-    """Less than 0.7 of the words (F1) of each are shared with any wording, refusal or follow-up that says something."""
+    """Less than 0.7 of the words (F1) of each are shared with any question of the examination."""
     asked = [wording.question for wording in wordings()] + refusals()
     asked += [text for each in follow_ups() for text in each.questions if len(text.split()) > GENERIC_WORDS]
     counts = [collections.Counter(words(question)) for question in asked]
