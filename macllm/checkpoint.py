@@ -205,6 +205,14 @@ def stored_types(folder: Path) -> dict[str, mx.Dtype]:
     return {name: array.dtype for name, array in load_folder(folder).items()}
 
 
+def check_family(model: Model) -> None:
+    """Raise UsageError for a model that `save` cannot write, as one of mlx-lm's classes."""
+    config = dict(model.info.config)
+    if not families.is_known(config):
+        kind = config.get("model_type")
+        raise UsageError("only models of a supported family can be saved", cause=f"model_type is {kind!r}")
+
+
 def save(
     model: Model, tokenizer: Tokenizer | None, folder: str | Path, types: Mapping[str, mx.Dtype] | None = None
 ) -> Path:
@@ -226,11 +234,8 @@ def save(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", remedy="another name")
+    check_family(model)
     config = dict(model.info.config)
-    if not families.is_known(config):
-        raise UsageError(
-            "only models of a supported family can be saved", cause=f"model_type is {config.get('model_type')!r}"
-        )
     quantization = quantize.describe(model)
     ours = dict(tree_flatten(model.parameters()))
     if lora.changed(model):

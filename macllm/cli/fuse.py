@@ -42,10 +42,11 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
     from macllm.hub.blend import parse
 
     source = fetch_base(model, [read_config(Path(each).expanduser()).get("model") for each in parse(adapter)])
-    from macllm.checkpoint import load, save, stored_types
+    from macllm.checkpoint import check_family, load, save, stored_types
 
     with working("merging"):
         merged, tokenizer = load(source, adapter=adapter)
+        check_family(merged)  # before the work
         cost = merge(merged, probes(merged, tokenizer), dequantize)
         save(merged, tokenizer, folder, stored_types(source))  # weights may be in another type here than in the file
     say(_described(cost))

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from macllm import adapter, checkpoint
 from macllm.adapter.export import export
+from macllm.cli import main
 from macllm.errors import CheckpointError
 from macllm.nn import lora
 from tests.families.foreign import write
@@ -54,3 +55,18 @@ def test_names_that_transformers_does_not_have_are_not_written_for_peft(tmp_path
     adapter.save(model, tmp_path / "a", {})
     with pytest.raises(CheckpointError, match="cannot be written in PEFT's format"):
         export(checkpoint.load_model(tmp_path / "m"), tmp_path / "a", tmp_path / "p", "peft")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_merged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("gpt_neox", tmp_path / "m")
+    model: Any = checkpoint.load_model(tmp_path / "m")
+    lora.apply(model, rank=2, alpha=4.0)
+    adapter.save(model, tmp_path / "a", {})
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: (model, None))
+    monkeypatch.setattr("macllm.adapter.merge.probes", lambda *_: pytest.fail("merging began"))
+    words = ["fuse", "--model", str(tmp_path / "m"), "--adapter", str(tmp_path / "a"), "--output", str(tmp_path / "o")]
+    assert main(words) == 2
+    assert "only models of a supported family can be saved" in capfd.readouterr().err
