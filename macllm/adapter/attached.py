@@ -59,15 +59,11 @@ def identity(model: object) -> Hashable:
 
 
 def checked(model: nn.Module, updates: Mapping[str, Update | Whole], version: Hashable = None) -> Held:
-    """The changes, read into memory, with factors in float32. Raises CheckpointError if they do not fit.
-
-    Factors of 16 bits are multiplied in float32. To convert them in each product would cost a token more than the
-    products do, above all where it is the factors of all experts.
-    """
+    """The changes, read into memory. Raises CheckpointError if they do not fit the model."""
     _refuse_training(model)
     with lora.disabled(model):
         lora.check(model, updates)
-    held = Held({name: _in_float32(change) for name, change in updates.items()}, version)
+    held = Held(dict(updates), version)
     mx.eval(arrays(held.updates))
     return held
 
@@ -146,12 +142,6 @@ def arrays(changes: Mapping[str, Update | Whole]) -> list[mx.array]:
         whole = isinstance(change, Whole)
         found += change.tensors.values() if whole else (change.a, change.b, change.magnitude)
     return [array for array in found if array is not None]
-
-
-def _in_float32(change: Update | Whole) -> Update | Whole:
-    if isinstance(change, Whole):
-        return change
-    return change._replace(a=change.a.astype(mx.float32), b=change.b.astype(mx.float32))
 
 
 def _of(model: nn.Module) -> _Attached:

@@ -313,9 +313,8 @@ def test_a_dora_adapter_gives_the_same_logits_in_mlx_lm_in_both_directions(
         leaves = {k: v for k, v in tree_flatten(theirs.parameters()) if k.endswith((".lora_a", ".lora_b", ".m"))}
         (tmp_path / "theirs").mkdir()
         mx.save_safetensors(str(tmp_path / "theirs/adapters.safetensors"), leaves)
-        rank = max(
-            array.shape[1] for key, array in leaves.items() if key.endswith(".lora_a")
-        )  # 9 of a joined q, k and v
+        # of a joined q, k and v the rank is 9
+        rank = max(array.shape[1] for key, array in leaves.items() if key.endswith(".lora_a"))
         parameters = {"rank": rank, "scale": 2.0, "dropout": 0.0}
         written = {"fine_tune_type": "dora", "num_layers": 4, "lora_parameters": parameters}
         (tmp_path / "theirs/adapter_config.json").write_text(json.dumps(written))

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 import macllm
 from macllm import adapter
@@ -47,6 +48,21 @@ def test_a_round_trip_through_the_other_format_gives_the_same_bytes(
     assert close(again(TOKENS), model(TOKENS))
     ours, back = describe(first), describe(second)
     assert (ours.kind, ours.base, ours.dropout, ours.targets) == (back.kind, back.base, back.dropout, back.targets)
+
+
+@pytest.mark.parametrize("kind", [mx.float16, mx.bfloat16])
+def test_an_exported_adapter_keeps_the_16_bits_of_its_factors(kind: mx.Dtype, tmp_path: Path) -> None:
+    model = make()
+    lora.apply(model, rank=3, alpha=6.0)
+    randomize(model)
+    model.update(tree_map(lambda array: array.astype(kind), model.trainable_parameters()))
+    adapter.save(model, tmp_path / "a")
+    export(make(), tmp_path / "a", tmp_path / "b", "peft")
+    export(make(), tmp_path / "b", tmp_path / "c", "mlx")
+    first, second = (load_file(tmp_path / name / "adapters.safetensors") for name in "ac")
+    assert {array.dtype for array in (*first.values(), *second.values())} == {kind}
+    assert first.keys() == second.keys()
+    assert all(bool(mx.array_equal(array, second[name])) for name, array in first.items())
 
 
 def test_an_adapter_is_described_from_its_files(tmp_path: Path) -> None:
