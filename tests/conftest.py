@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from macllm.ops import cpu
@@ -67,6 +68,12 @@ def own_home(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seed MLX's generator, so that a test draws the same numbers in every run."""
+    mx.random.seed(0)
 
 
 @pytest.fixture
