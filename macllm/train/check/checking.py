@@ -19,7 +19,7 @@ from . import findings
 from .lengths import Lengths
 from .likeness import Key, copies, question_key, similar_key
 from .report import DataReport, Finding, SplitReport, TokenUse
-from .split import CheckedSplit, Role, Rules, encode_split, read_split
+from .split import CheckedSplit, Role, RunSettings, encode_split, read_split
 
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def checking(
     cannot be read.
     """
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
-    rules = Rules(config, tokenizer, limit)
+    settings = RunSettings(config, tokenizer, limit)
     train, valid = rows.find_files(config.data, config.valid)
     files: list[tuple[Role, str, rows.Source]] = [("train", "train", train)]
     if valid:
@@ -69,16 +69,16 @@ def checking(
         files.append(("test", each if rows.is_dataset(each) else Path(each).name, own))
     splits: list[CheckedSplit] = []
     for role, name, path in files:
-        split = yield from read_split(role, name, path, rules)
+        split = yield from read_split(role, name, path, settings)
         if role == "test" and (split.unreadable or not split.rows):
             raise split.unreadable[0] if split.unreadable else DataError(f"no rows in {path}")
         splits.append(split)
     for split in splits:
-        yield from encode_split(split, rules, show if split.role == "train" else 0)
+        yield from encode_split(split, settings, show if split.role == "train" else 0)
     found: list[Finding] = list(findings.kinds([split for split in splits if split.role != "test"]))
     for split in splits:
         for finder in (findings.reading, findings.supervision, findings.content, findings.preferences):
-            found += finder(split, rules)
+            found += finder(split, settings)
     alike = [_Likeness(split.rows) for split in splits]
     for split, likeness in zip(splits, alike, strict=True):
         found += likeness.duplicates(split)
@@ -86,7 +86,7 @@ def checking(
         if splits[one].role != "test":
             found += _leaks(splits[one], splits[other], alike[one], alike[other])
     found.sort(key=lambda finding: _ORDER[finding.level])
-    return _report(splits, alike, found, rules)
+    return _report(splits, alike, found, settings)
 
 
 class _Likeness:
@@ -140,9 +140,9 @@ def _pairs(
 
 
 def _report(
-    splits: Sequence[CheckedSplit], alike: Sequence[_Likeness], found: Sequence[Finding], rules: Rules
+    splits: Sequence[CheckedSplit], alike: Sequence[_Likeness], found: Sequence[Finding], settings: RunSettings
 ) -> DataReport:
-    tokenizer = rules.tokenizer
+    tokenizer = settings.tokenizer
     largest = max((int(example.tokens.max()) for example in splits[0].encoding.kept), default=0)
     size = max(tokenizer.vocab_size, largest + 1)
     seen, supervised = splits[0].token_counts(size)
@@ -151,7 +151,7 @@ def _report(
     return DataReport(
         splits=tuple(_split_report(split, likeness) for split, likeness in zip(splits, alike, strict=True)),
         findings=tuple(found),
-        max_seq_length=rules.limit,
+        max_seq_length=settings.limit,
         vocabulary=tokenizer.vocab_size,
         supervised_vocabulary=int(np.count_nonzero(supervised)),
         special_tokens={

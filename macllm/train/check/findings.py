@@ -15,7 +15,7 @@ from macllm.train.unused import has_unused_columns
 from macllm.units import count_text
 
 from .report import Finding, Level
-from .split import CheckedSplit, Rules
+from .split import CheckedSplit, RunSettings
 
 MOST_PLACES = 100
 _LEARNED = ("chat", "prompt and completion", "text")  # kinds of rows for language modelling
@@ -24,7 +24,7 @@ _SURE = 3.0  # standard deviations of a fair coin
 _LOPSIDED = 0.1  # share of the rarer label
 
 
-def reading(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+def reading(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Rows that cannot be read or rendered; each stops a run that reads the file."""
     if split.unreadable:
         yield _errors(split, "unreadable", "that cannot be read", split.unreadable)
@@ -61,10 +61,10 @@ def kinds(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
         yield Finding("note", "several-kinds", f"rows of several kinds: {counted}", sum(found.values()))
 
 
-def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+def supervision(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Rows that are cut, that teach nothing, or that never teach an end."""
-    counts, config = split.encoding.counted(), rules.config
-    limit, total = count_text(rules.limit), max(1, sum(whole for whole, _ in split.wholes))
+    counts, config = split.encoding.counted(), settings.config
+    limit, total = count_text(settings.limit), max(1, sum(whole for whole, _ in split.wholes))
     if split.cut and config.long_rows == "truncate":
         text = f"cut to {limit} tokens: {count_text(counts.lost_tokens)} tokens ({counts.lost_tokens / total:.1%}) and "
         yield _rows(split, "warning", "truncated", f"{text}the ends are lost", split.cut, "--max-seq-length")
@@ -103,12 +103,12 @@ def supervision(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
         yield _rows(split, "note", "expanded", text, split.expanded)
 
 
-def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+def content(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Empty turns, unused columns, conversations without a last answer, special tokens in messages."""
     empty = [row.where for row in split.rows if _has_empty_turn(row)]
     if empty:
         yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
-    unused = [row.where for row in split.rows if has_unused_columns(row, rules.tokenizer)]
+    unused = [row.where for row in split.rows if has_unused_columns(row, settings.tokenizer)]
     if unused:
         text = "with tools or variables for a template, which are ignored: their text is made without one"
         yield _rows(split, "note", "unused-columns", text, unused)
@@ -116,7 +116,7 @@ def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
     if open_ended:
         text = "with messages after the last answer, which are not learned"
         yield _rows(split, "note", "open-ended", text, open_ended)
-    names = filter(None, map(rules.tokenizer.id_to_token, sorted(rules.tokenizer.special_ids)))
+    names = filter(None, map(settings.tokenizer.id_to_token, sorted(settings.tokenizer.special_ids)))
     if pattern := "|".join(re.escape(name) for name in names if len(name) > 2):
         spelled = re.compile(pattern)
         if found := [row.where for row in split.rows if any(map(spelled.search, _message_texts(row)))]:
@@ -124,7 +124,7 @@ def content(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
             yield _rows(split, "warning", "special-in-text", text, found, "remove it, or check that it is meant")
 
 
-def preferences(split: CheckedSplit, rules: Rules) -> Iterator[Finding]:
+def preferences(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Pairs without a difference, and answers that can be told apart by their length or their label alone."""
     pairs = [row for row in split.rows if isinstance(row, Preference)]
     if equal := [row.where for row in pairs if row.chosen == row.rejected]:

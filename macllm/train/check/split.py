@@ -38,7 +38,7 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 @dataclass(frozen=True)
-class Rules:
+class RunSettings:
     """Settings of the run that the rows are for; `limit` is its longest example in tokens."""
 
     config: TrainConfig
@@ -89,10 +89,12 @@ class CheckedSplit:
         return seen, supervised
 
 
-def read_split(role: Role, name: str, path: rows.Source, rules: Rules) -> Generator[Advanced, None, CheckedSplit]:
+def read_split(
+    role: Role, name: str, path: rows.Source, settings: RunSettings
+) -> Generator[Advanced, None, CheckedSplit]:
     """The rows of a file and the errors of those that cannot be read."""
-    split = CheckedSplit(role, name, str(path), encoding=Encoding[Example](rules.config.long_rows, rules.limit))
-    for number, row in enumerate(rows.each_row(path, rules.config.columns)):
+    split = CheckedSplit(role, name, str(path), encoding=Encoding[Example](settings.config.long_rows, settings.limit))
+    for number, row in enumerate(rows.each_row(path, settings.config.columns)):
         yield Advanced("reading", number, 0)
         if isinstance(row, DataError):
             split.unreadable.append(row)
@@ -101,13 +103,13 @@ def read_split(role: Role, name: str, path: rows.Source, rules: Rules) -> Genera
     return split
 
 
-def encode_split(split: CheckedSplit, rules: Rules, shown: int) -> Generator[Advanced, None, None]:
+def encode_split(split: CheckedSplit, settings: RunSettings, shown: int) -> Generator[Advanced, None, None]:
     """Encode the rows; `shown` of them, one of each kind first, are kept as pieces of text."""
     chosen = _chosen(split.rows, shown)
     for number, row in enumerate(split.rows):
         yield Advanced("encoding", number, len(split.rows))
         try:
-            _encode(split, row, rules, number in chosen)
+            _encode(split, row, settings, number in chosen)
         except DataError as error:
             split.unrenderable.append(error)
 
@@ -122,22 +124,22 @@ def _chosen(all_rows: list[Row], count: int) -> set[int]:
     return chosen
 
 
-def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None:
-    sides = {side: _examples(part, rules) for side, part in _sides(row)}
+def _encode(split: CheckedSplit, row: Row, settings: RunSettings, is_shown: bool) -> None:
+    sides = {side: _examples(part, settings) for side, part in _sides(row)}
     if len(sides) == 2:
         better, worse = (sum(each.num_target_tokens for each in examples) for examples in sides.values())
         split.pairs.append((better, worse, row.where))
     if is_shown:
         for side, examples in sides.items():
-            split.shown += [show(each.cut(0, rules.limit), side, len(each), rules.tokenizer) for each in examples]
+            split.shown += [show(each.cut(0, settings.limit), side, len(each), settings.tokenizer) for each in examples]
     longest = max(sides.values(), key=lambda examples: max(map(len, examples), default=0))
     split.wholes += [(len(each), each.num_target_tokens) for each in longest]
-    left = unused(row, longest, rules.tokenizer)
+    left = unused(row, longest, settings.tokenizer)
     kept = split.encoding.add(row.kind, longest, left)
-    if any(len(each) > rules.limit for each in longest):
+    if any(len(each) > settings.limit for each in longest):
         split.cut.append(row.where)
-    is_long = bool(longest) and all(len(each) > rules.limit for each in longest)
-    if is_long and rules.config.long_rows == "drop":
+    is_long = bool(longest) and all(len(each) > settings.limit for each in longest)
+    if is_long and settings.config.long_rows == "drop":
         split.dropped.append(row.where)
     elif not kept:
         split.unsupervised.append(row.where)
@@ -147,7 +149,7 @@ def _encode(split: CheckedSplit, row: Row, rules: Rules, is_shown: bool) -> None
         split.without_calls.append(row.where)
     if Unused.REASONING in left:
         split.without_reasoning.append(row.where)
-    _note_unknown_roles(split, row, rules.tokenizer)
+    _note_unknown_roles(split, row, settings.tokenizer)
     if len(longest) > 1:
         split.expanded.append(row.where)
         lengths, (total, single) = list(map(len, longest)), split.expanded_tokens
@@ -182,8 +184,8 @@ def _sides(row: Row) -> list[tuple[str, Row]]:
             return [("", row)]
 
 
-def _examples(row: Row, rules: Rules) -> list[Example]:
-    config, tokenizer = rules.config, rules.tokenizer
+def _examples(row: Row, settings: RunSettings) -> list[Example]:
+    config, tokenizer = settings.config, settings.tokenizer
     if not isinstance(row, PromptOnly):
         return to_examples(row, tokenizer, config.mask_prompt, config.now)
     if isinstance(row.prompt, str) and tokenizer.chat_template is None:
