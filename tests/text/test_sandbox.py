@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +223,23 @@ def test_a_new_value_at_a_reused_address_is_weighed_again() -> None:
     spent = limits.Budget(Limits(), 0)
     for count in range(200):
         assert spent.weigh([0] * count) == (count + 1, 1)  # at the address of the list before it
+
+
+def test_collections_of_garbage_are_not_charged() -> None:
+    """Beside the rows of a large dataset one takes longer than a template may."""
+    rows = [[number] for number in range(200_000)]
+    spent = limits.Budget(Limits(seconds=0.1), 0)
+
+    def work(of: Callable[[], object]) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.3:
+            of()
+
+    work(gc.collect)
+    spent.step()
+    with pytest.raises(limits.LimitError, match="processor time"):
+        work(spent.step)
+    assert len(rows) == 200_000
 
 
 def test_the_limits_hold_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
