@@ -76,6 +76,10 @@ class Exam:
             asked.append(Question("follow-ups", kind, [*messages, *_user(each.questions[-1])], each.expected, topic))
         return asked
 
+    def written(self) -> list[tuple[str, str]]:
+        """The questions in people's own words, each with an answer: most are trained with a topic's name only."""
+        return [(question, topic.answers[facet][0]) for topic, facet, question in self.guide.own]
+
     def _said(self, label: str) -> str:
         """The answer that a conversation gave."""
         if label == "refuse":
@@ -189,7 +193,8 @@ def examine(model: str, train: Path) -> tuple[list[dict[str, Any]], list[Marked]
     """The report on a model, and every question with its answer."""
     import macllm
 
-    exam, nearest = Exam(), Nearest(questions(train))
+    exam = Exam()
+    nearest = Nearest([*exam.written(), *questions(train)])
     loaded, tokenizer = macllm.load(model)
     marked = exam.marked(lambda messages: macllm.generate(loaded, tokenizer, messages, **_GREEDY).text)
     return report(marked, exam.marked(lambda messages: nearest.answer(messages[-1]["content"]))), marked

@@ -33,6 +33,7 @@ OWN = 0.6  # of the questions about a topic that has questions of its own
 MISSPELLED = 0.3  # of the questions: one slip of the keyboard or the ear in some 14 letters
 HASTY = 0.12  # of the questions: one or two words left out
 PLAIN = 0.34  # of the known questions; without them a plain form of a name is 1 in 90 of its questions
+DESCRIBED = 0.12  # of the questions without a phrasing: a sentence of an answer, without the name
 LONG = 0.25  # of the questions made of a phrasing and a name: two or three sentences
 SMALL = frozenset(
     ("a", "an", "the", "is", "are", "do", "does", "of", "in", "to", "it", "that", "me", "my", "for", "can")
@@ -90,7 +91,7 @@ class Guide:
             self.by_name[name.lower()].answers.setdefault(facet, []).append(answer)
         for topic in self.topics:
             for facet, answers in topic.answers.items():
-                topic.answers[facet] = [topic.led(facet, answer) for answer in answers]
+                topic.answers[facet] = [topic.with_subject(facet, answer) for answer in answers]
         for label, questions in labelled(*sorted((DATA / "asks").glob("*.txt"))):
             name, facet = split_label(label)
             self._own(name, facet).ask.setdefault(facet, []).extend(questions.split(" | "))
@@ -219,26 +220,20 @@ class Guide:
             return self.comparison(heldout)
         if roll < 0.4 or heldout:
             return self.about(self.rng.choice(self.topics if not heldout else self.asked_by_frame()), heldout=heldout)
-        if roll < 0.46:
-            topic = self.rng.choice(self.concepts)
-            question = described(self.rng, topic)
-            if question:
-                return self._answered(question, topic, "what")
-        if roll < 0.5:
+        if roll < 0.44:
             own = [topic for topic in self.topics if topic.kind not in ("concept", "self")]
             return self.about(self.rng.choice(own))
-        topic, facet, question = self.rng.choice(self.own)
-        return self._answered(question, topic, facet)
+        return self._in_own_words()
 
-    def asked_freely(self) -> Turn:
-        """A question in words of its own, a description, or one that must be refused."""
-        roll = self.rng.random()
-        if roll < 0.12:
-            return self.unknown()
-        if roll < 0.24:
+    def asked_freely(self, unknown: float) -> Turn:
+        """A question in words of its own, a description, or, in this share, one that must be refused."""
+        return self.unknown() if self.rng.random() < unknown else self._in_own_words()
+
+    def _in_own_words(self) -> Turn:
+        """A question without a phrasing: written for its topic, or a description from one of its answers."""
+        if self.rng.random() < DESCRIBED:
             topic = self.rng.choice(self.concepts)
-            question = described(self.rng, topic)
-            if question:
+            if question := described(self.rng, topic):
                 return self._answered(question, topic, "what")
         topic, facet, question = self.rng.choice(self.own)
         return self._answered(question, topic, facet)

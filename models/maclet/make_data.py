@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,34 @@ from macllm_models.maclet.questions import kept_from_training
 from macllm_models.maclet.recall import nothing_before, recall, small_talk
 from macllm_models.maclet.topics import Turn, first_sentence, normalized, reserved
 
-CONVERSATIONS = 155_000
 VALIDATION = 600
 PASSAGES = 6  # of each concept
 LONG = 1_100  # characters, after which a conversation ends
 LONGEST = 2_500  # the same of the few long ones, about 850 tokens with misspellings
 LONG_SHARE = 0.012
-NAMING = 0.3  # of the conversations: many questions, of which each is answered with the name of its topic
-QUESTIONS_NAMED = (5, 9)  # in one of them
-NOT_KNOWN = "Not known."
+QUESTIONS_OPENED = (5, 9)  # in one of them
+FREELY = 0.7  # of those questions: in words of their own
+FOLLOWING = 0.25  # of those questions after the first: only understood after the one before
 RECALLED = 0.05  # of the turns after the first: "what did I ask?"
 NOTHING_BEFORE = 0.01  # of the first turns: "why?"
 REFERRING = ("why", "example", "short", "more", "cons", "memory")
 HELDOUT_PERCENT = 4  # of all questions that phrasings and names can form: never trained
 
 Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Number of conversations of a stage of training, and shares in them."""
+
+    conversations: int
+    opened: float  # conversations of many questions, each with the first words of an answer only
+    unknown: float  # new questions of the other conversations that must be refused
+    unknown_opened: float  # the same of the freely worded questions of those opened
+
+
+FIRST = Mix(275_000, opened=0.55, unknown=0.22, unknown_opened=0.14)
+SECOND = Mix(18_000, opened=0.4, unknown=0.35, unknown_opened=0.3)
 
 
 def kept_out(turn: Turn, heldout: set[str]) -> bool:
@@ -44,7 +57,7 @@ def kept_out(turn: Turn, heldout: set[str]) -> bool:
     return not turn.category.startswith(("then", "self", "plain")) and reserved(turn.question, HELDOUT_PERCENT)
 
 
-def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
+def next_turn(guide: Guide, turns: list[Turn], unknown: float) -> Turn:
     """Possible next messages of a user."""
     roll = guide.rng.random()
     if guide.rng.random() < (RECALLED if turns else NOTHING_BEFORE):
@@ -56,10 +69,10 @@ def next_turn(guide: Guide, turns: list[Turn]) -> Turn:
         return guide.follow_up(next((turn for turn in reversed(turns) if not small_talk(turn)), turns[-1]))
     if turns and roll < 0.65:
         return guide.turn_to()
-    return guide.unknown() if guide.rng.random() < 0.22 else guide.known()
+    return guide.unknown() if guide.rng.random() < unknown else guide.known()
 
 
-def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
+def conversation(guide: Guide, heldout: set[str], mix: Mix = FIRST) -> list[Message]:
     """One to four turns, now and then with a system prompt, without any question of `heldout`."""
     rng = guide.rng
     turns: list[Turn] = []
@@ -67,7 +80,7 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
     count = 40 if long else rng.choices([1, 2, 3, 4], [54, 25, 14, 7])[0]
     limit = LONGEST if long else LONG
     while len(turns) < count and sum(len(turn.question + turn.answer) for turn in turns) < limit:
-        turn = next_turn(guide, turns)
+        turn = next_turn(guide, turns, mix.unknown)
         typed = replace(turn, question=guide.styled(turn), told=turn.told or (turn.answer,))
         if not kept_out(turn, heldout) and not kept_out(typed, heldout):
             turns.append(typed)
@@ -81,17 +94,25 @@ def conversation(guide: Guide, heldout: set[str]) -> list[Message]:
     return messages
 
 
-def naming(guide: Guide, heldout: set[str]) -> list[Message]:
-    """A conversation under "Name the topic.", which teaches a question at a third of the tokens."""
-    messages = [{"role": "system", "content": guide.frame("system.naming", False)}]
-    for _ in range(guide.rng.randint(*QUESTIONS_NAMED)):
-        turn = guide.asked_freely()
-        typed = replace(turn, question=guide.styled(turn))
-        if kept_out(turn, heldout) or kept_out(typed, heldout):
+def openings(guide: Guide, heldout: set[str], mix: Mix = FIRST) -> list[Message]:
+    """A conversation in which only the first words of each answer are asked for.
+
+    What a question is about is decided in these words: it is taught here at a quarter of the tokens.
+    """
+    rng, messages = guide.rng, [{"role": "system", "content": guide.frame("system.opening", False)}]
+    last: Turn | None = None
+    for _ in range(rng.randint(*QUESTIONS_OPENED)):
+        if last and rng.random() < FOLLOWING:
+            turn = guide.follow_up(last)
+        else:
+            turn = guide.asked_freely(mix.unknown_opened) if rng.random() < FREELY else guide.known()
+        typed = replace(turn, question=guide.styled(turn), told=turn.told or (turn.answer,))
+        if "compare" in turn.category or kept_out(turn, heldout) or kept_out(typed, heldout):
             continue
-        answer = turn.topic.title(turn.category.rpartition(".")[2]) if turn.topic else NOT_KNOWN
-        messages += [{"role": "user", "content": typed.question}, {"role": "assistant", "content": answer}]
-    return messages if len(messages) > 1 else naming(guide, heldout)
+        opening = turn.topic.opening(turn.answer) if turn.topic else " ".join(turn.answer.split()[:4])
+        messages += [{"role": "user", "content": typed.question}, {"role": "assistant", "content": opening}]
+        last = typed
+    return messages if len(messages) > 1 else openings(guide, heldout, mix)
 
 
 def passages(guide: Guide) -> Iterator[str]:
@@ -153,26 +174,28 @@ def heldout_items(guide: Guide) -> list[dict[str, Any]]:
     return list(items.values())
 
 
-def rows(guide: Guide, count: int, heldout: set[str], seen: set[str]) -> Iterator[str]:
+def rows(guide: Guide, count: int, heldout: set[str], seen: set[str], mix: Mix = FIRST) -> Iterator[str]:
     """`count` conversations as JSON lines, none of which is in `seen`."""
     while count:
-        made = naming if guide.rng.random() < NAMING else conversation
-        line = json.dumps({"messages": made(guide, heldout)})
+        made = openings if guide.rng.random() < mix.opened else conversation
+        line = json.dumps({"messages": made(guide, heldout, mix)})
         if line not in seen:
             seen.add(line)
             count -= 1
             yield line
 
 
-def make(out: Path, seed: int = 0, conversations: int = CONVERSATIONS) -> None:
+def make(out: Path, seed: int = 0, conversations: int | None = None, mix: Mix = FIRST) -> None:
     """Write the three files into the folder `out`."""
-    guide = Guide(random.Random(seed))
-    items = heldout_items(guide)
+    conversations = mix.conversations if conversations is None else conversations
+    first = Guide(random.Random(0))
+    items = heldout_items(first)  # the same whatever the seed
+    guide = Guide(random.Random(seed)) if seed else first
     heldout = {normalized(message["content"]) for row in items for message in row["messages"][:1]}
     heldout |= kept_from_training()
     seen: set[str] = set()
-    valid = list(rows(guide, min(VALIDATION, conversations), heldout, seen))
-    train = list(rows(guide, conversations, heldout, seen))
+    valid = list(rows(guide, min(VALIDATION, conversations), heldout, seen, mix))
+    train = list(rows(guide, conversations, heldout, seen, mix))
     train += sorted({json.dumps({"text": text}) for text in passages(guide)})
     guide.rng.shuffle(train)
     out.mkdir(parents=True, exist_ok=True)
@@ -186,9 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make maclet's training data.")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--conversations", type=int, default=CONVERSATIONS)
+    parser.add_argument("--conversations", type=int)
+    parser.add_argument("--second", action="store_true", help="data of the second stage")
     options = parser.parse_args()
-    make(options.out, options.seed, options.conversations)
+    make(options.out, options.seed, options.conversations, SECOND if options.second else FIRST)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import sentencepiece
 
-VOCABULARY = 3072
+VOCABULARY = 6144
+CONTEXT = 1024
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END = "<|end|>"
 SPECIAL = ("<unk>", "<pad>", END, *ROLES)
@@ -24,7 +25,7 @@ SPECIAL = ("<unk>", "<pad>", END, *ROLES)
 TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
-<|assistant|>{{ message['content'] | trim }}<|end|>
+<|assistant|>{% generation %}{{ message['content'] | trim }}<|end|>{% endgeneration %}
 {%- elif message['role'] in ['system', 'user'] -%}
 {{ '<|' + message['role'] + '|> ' + message['content'] | trim }}<|end|>
 {%- else -%}
@@ -75,7 +76,7 @@ def train(texts: list[str], vocabulary: int = VOCABULARY) -> bytes:
     return model.getvalue()
 
 
-def config(context: int = 512) -> dict[str, object]:
+def config() -> dict[str, object]:
     """`tokenizer_config.json`: what the tokens mean and how a chat is written."""
     added = {
         str(index): {
@@ -101,7 +102,7 @@ def config(context: int = 512) -> dict[str, object]:
         "additional_special_tokens": list(ROLES),
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
+        "model_max_length": CONTEXT,
         "chat_template": TEMPLATE,
     }
 

@@ -1,7 +1,8 @@
 """From the texts in `data/` to a new maclet, in one command that can be resumed.
 
 `python models/maclet/remake.py`
-makes the data and the tokenizer, trains by `recipe.toml`, examines the result, and writes `report.md` with the curves.
+makes the data and the tokenizer, trains by `recipe.toml` and then `second.toml`, examines the result, and writes
+`report.md` with the curves.
 Stopped at any moment, the same command goes on where it stopped. With `--bundle` the result replaces the bundled model
 and the section of the card between its marks, if the goals are met and all of it is at most 16 MB.
 """
@@ -22,33 +23,42 @@ from macllm_models.maclet import bundle, exam, make_data, make_tokenizer
 
 HOME = Path(__file__).parent
 MOST_BYTES = 16 * 10**6
-CONTEXT = 1024
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 POINTS = 24  # of a curve
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def prepare(build: Path, conversations: int = make_data.CONVERSATIONS) -> None:
-    """Data and tokenizer in `build`, unless they are there."""
+def prepare(build: Path, conversations: int | None = None) -> None:
+    """Data of both stages and tokenizer in `build`, unless they are there."""
     done = build / "tokenizer" / "tokenizer_config.json"
     if done.exists():
         return
     make_data.make(build, conversations=conversations)
+    make_data.make(build / "second", 1, conversations, make_data.SECOND)
     texts = make_tokenizer.lines(build)
     done.parent.mkdir(parents=True, exist_ok=True)
     (done.parent / "tokenizer.model").write_bytes(make_tokenizer.train(texts))
-    done.write_text(json.dumps(make_tokenizer.config(CONTEXT), indent=2) + "\n", encoding="utf-8")
+    done.write_text(json.dumps(make_tokenizer.config(), indent=2) + "\n", encoding="utf-8")
 
 
 def train(build: Path, settings: Sequence[str]) -> Path:
-    """Begin the run or go on with it; return the trained model's folder."""
-    run = build / "run"
-    begun = (run / "run.json").exists()
-    command = ["train", "--resume", "--output", str(run)] if begun else ["train", str(HOME / "recipe.toml")]
-    if not begun:
-        places = (f"data={build}", f"tokenizer={build / 'tokenizer'}", f"output={run}")
-        command += [part for setting in (*places, *settings) for part in ("--set", setting)]
-    subprocess.run([sys.executable, "-m", "macllm", *command], check=True)
+    """Begin both stages or go on with them; return the trained model's folder."""
+    model = _trained(
+        build, "train", "recipe.toml", [f"tokenizer={build / 'tokenizer'}", f"output={build / 'run'}", *settings]
+    )
+    second = build / "second"
+    return _trained(second, "finetune", "second.toml", [f"model={model}", f"adapter_path={second / 'run'}"])
+
+
+def _trained(data: Path, command: str, recipe: str, settings: Sequence[str]) -> Path:
+    """The model of the run beside its data."""
+    run = data / "run"
+    if (run / "run.json").exists():
+        arguments = ["--resume", "--output" if command == "train" else "--adapter-path", str(run)]
+    else:
+        places = (f"data={data}", *settings)
+        arguments = [str(HOME / recipe), *(part for place in places for part in ("--set", place))]
+    subprocess.run([sys.executable, "-m", "macllm", command, *arguments], check=True)
     return run / "model"
 
 
@@ -95,7 +105,7 @@ def install(build: Path, measured: str, home: Path = HOME) -> None:
 
     Raises: ValueError if the folder would be larger than 16 MB; nothing is changed then.
     """
-    weights = (build / "run" / "model" / "model.safetensors").stat().st_size // 2  # float16 of float32
+    weights = (build / "second" / "run" / "model" / "model.safetensors").stat().st_size // 2  # float16 of float32
     others = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and path.suffix != ".safetensors")
     if weights + others > MOST_BYTES:
         raise ValueError(f"maclet would take {(weights + others) / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
@@ -103,7 +113,7 @@ def install(build: Path, measured: str, home: Path = HOME) -> None:
     shutil.copy(HOME / "shape.json", home / "config.json")
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(build / "tokenizer" / name, home / name)
-    bundle.bundle(build / "run" / "model", home)
+    bundle.bundle(build / "second" / "run" / "model", home)
     (home / "card.md").write_text(card, encoding="utf-8")
 
 
@@ -111,8 +121,8 @@ def main() -> int:
     """Read the command line and make maclet."""
     parser = argparse.ArgumentParser(description="Make maclet from its texts.")
     parser.add_argument("--build", type=Path, default=Path("build/maclet"), help="folder to work in")
-    parser.add_argument("--conversations", type=int, default=make_data.CONVERSATIONS, help="fewer make a trial run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the new run")
+    parser.add_argument("--conversations", type=int, help="fewer of each stage make a trial run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the first stage")
     parser.add_argument("--bundle", action="store_true", help="replace the bundled model if the goals are met")
     options = parser.parse_args()
     build = options.build.absolute()
@@ -121,7 +131,8 @@ def main() -> int:
     rows, marked = exam.examine(str(model), build / "train.jsonl")
     answers = "".join(f"{json.dumps(asdict(each))}\n" for each in marked)
     (build / "answers.jsonl").write_text(answers, encoding="utf-8")
-    measured = f"{exam.table(rows)}\n\n{curves(build / 'run' / 'metrics.jsonl')}"
+    drawn = [curves(folder / "run" / "metrics.jsonl") for folder in (build, build / "second")]
+    measured = "\n\n".join([exam.table(rows), "First stage:", drawn[0], "Second stage:", drawn[1]])
     (build / "report.md").write_text(measured + "\n", encoding="utf-8")
     print(measured)
     missed = [row["set"] for row in rows if row["goal"] and row["rate"] < row["goal"]]

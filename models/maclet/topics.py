@@ -9,6 +9,7 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 FACETS = ("what", "why", "how", "example", "cons", "memory")
+OPENING = 8  # words that may come before the end of the name
 RESERVED_PERCENT = 8  # of the unknown things: never trained
 _LEADS = {"why": "The reason for {}", "how": "How {} works", "example": "Example of {}", "cons": "Limits of {}"}
 _LEADS |= {"memory": "Memory of {}"}
@@ -38,7 +39,7 @@ class Topic:
         if facet == "short":
             return [first_sentence(answer) for answer in self.answers["what"][:1]]
         if f"none.{facet}" in nothing:
-            return [self.led(facet, answer) for answer in nothing[f"none.{facet}"]]
+            return [self.with_subject(facet, answer) for answer in nothing[f"none.{facet}"]]
         return self.answers["what"]
 
     def subject(self) -> str:
@@ -50,7 +51,7 @@ class Topic:
         name = next(name for name in self.names if name.lower() == opening[2].lower())
         return f"{(opening[1] or '').lower()}{name}"
 
-    def led(self, facet: str, answer: str) -> str:
+    def with_subject(self, facet: str, answer: str) -> str:
         """The answer with the topic named at its beginning, which a model then has before it for all the rest.
 
         "It is used because ..." becomes "RoPE is used because ...", "Press Esc" becomes "To stop an answer, press Esc",
@@ -70,10 +71,14 @@ class Topic:
             return answer
         return f"{_capitalized(_LEADS.get(facet, '{}').format(subject))}: {answer}"
 
-    def title(self, facet: str) -> str:
-        """Topic and facet in few words, as an answer to "Name the topic."."""
-        name = f"to {self.name}" if self.kind == "task" else self.subject()
-        return f"{_capitalized(name)}{'' if facet == 'what' else f': {facet}'}."
+    def opening(self, answer: str) -> str:
+        """The first words of an answer, up to the topic's name if that is near, else five."""
+        words, names = answer.split(), [name.lower() for name in self.names]
+        for count in range(3, min(len(words), OPENING) + 1):
+            begun = " ".join(words[:count])
+            if any(name in begun.lower() for name in names):
+                return begun.rstrip(",:;")
+        return " ".join(words[:5]).rstrip(",:;")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_the_list_has_the_bundled_model_first_and_the_catalogue_last() -> None:
     found = usable_models()
     assert found[0].name == "maclet"
     assert found[0].problem is None
-    assert found[0].shape.context_tokens == 512
+    assert found[0].shape.context_tokens == 1024
     assert {model.kind for model in found[1:]} == {"catalogue"}
 
 

@@ -263,13 +263,13 @@ def test_an_adapter_is_trained_used_and_merged(
 def test_models_ls_show_and_get_agree_on_the_bundled_model(run: Callable[..., Outcome]) -> None:
     listed = run("models", "ls").out.splitlines()
     assert listed[0].split() == ["name", "weights", "size", "context", "fits", "tok/s", "status"]
-    assert listed[1].split() == ["maclet", "f16", "10.5", "MB", "512", "all", "-", "bundled"]
+    assert listed[1].split() == ["maclet", "f16", "7.7", "MB", "1k", "all", "-", "bundled"]
     assert "mlx-community/Qwen3-8B-4bit" in run("models", "ls", "--all").out
     (only,) = json.loads(run("models", "ls", "--json").out)
     shown = json.loads(run("models", "show", "--json").out)
     assert only["name"] == shown["name"] == "maclet"
     assert only["path"] == shown["path"]
-    assert only["fitting_tokens"] == shown["fitting_tokens"] == 512
+    assert only["fitting_tokens"] == shown["fitting_tokens"] == 1024
     assert "family      llama" in run("models", "show").out
     assert run("models", "get", "maclet").out.strip() == only["path"]
 

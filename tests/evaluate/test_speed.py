@@ -136,5 +136,5 @@ def test_bench_prints_a_table_or_one_json_object() -> None:
         "load", "first token", "prompt", "decode", "memory", "bandwidth", "arithmetic",
     ]  # fmt: skip
     printed = json.loads(CliRunner().invoke(command, [*flags, "--json"], standalone_mode=False).stdout)
-    assert printed["weights_bytes"] > 10_000_000
+    assert printed["weights_bytes"] > 7_000_000
     assert printed["decode"]["median"] > 0

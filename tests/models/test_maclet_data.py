@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from macllm_models.maclet.descriptions import described
 from macllm_models.maclet.knowledge import Guide, made_up_word
 from macllm_models.maclet.misspelling import misspelled
 from macllm_models.maclet.nearest import Nearest
-from macllm_models.maclet.topics import DATA, normalized, read_sections
+from macllm_models.maclet.topics import DATA, FACETS, OPENING, normalized, read_sections
 
 FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")
 # All conversations share follow-ups and small talk; a held-out conversation differs in its first question.
-FEW = 2_500
+FEW = 7_000
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -56,15 +57,18 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_does_not(tmp_path: 
 
     first = digests("first", 0)
     assert digests("second", 0) == first
-    assert all(ours != theirs for ours, theirs in zip(digests("third", 1), first, strict=True))
+    differing = [name for name, *both in zip(FILES, digests("third", 1), first, strict=True) if both[0] != both[1]]
+    assert differing == ["train.jsonl", "valid.jsonl"]  # the held-out questions are the same
 
 
-def test_no_heldout_question_is_trained_or_validated(
-    folder: Path, train: list[dict[str, Any]], heldout: list[dict[str, Any]]
+def test_no_heldout_question_is_trained_or_validated_in_either_stage(
+    folder: Path, train: list[dict[str, Any]], heldout: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    make_data.make(tmp_path, 1, 2_000, make_data.SECOND)
+    second = [*read(tmp_path / "train.jsonl"), *read(tmp_path / "valid.jsonl")]
     trained = {
         normalized(message["content"])
-        for row in [*train, *read(folder / "valid.jsonl")]
+        for row in [*train, *read(folder / "valid.jsonl"), *second]
         for message in row.get("messages", ())
         if message["role"] == "user"
     }
@@ -196,21 +200,35 @@ def test_every_answer_but_a_definition_names_its_topic_at_the_beginning(guide: G
     assert led.startswith("RoPE is used because it gives")
 
 
-def test_the_titles_of_topics_tell_them_apart(guide: Guide) -> None:
-    titles = [topic.title("what") for topic in guide.topics]
-    assert sorted(title for title in set(titles) if titles.count(title) > 1) == []
-    assert guide.by_name["rope"].title("why") == "RoPE: why."
-    assert guide.by_name["tokenizer"].title("what") == "A tokenizer."
+def test_an_opening_reaches_the_name_of_the_topic(guide: Guide) -> None:
+    rope, tokenizer = guide.by_name["rope"], guide.by_name["tokenizer"]
+    assert rope.opening(rope.answers["why"][0]) == "RoPE is used"
+    assert rope.opening("Example of the well-known RoPE: turn a vector.") == "Example of the well-known RoPE"
+    assert tokenizer.opening("It splits a text into small pieces") == "It splits a text into"
+    assert tokenizer.opening("It splits.") == "It splits."
 
 
-def test_a_conversation_that_names_topics_answers_each_question_with_a_title(guide: Guide) -> None:
-    titles = {topic.title(facet) for topic in guide.topics for facet in topic.answers}
-    for _ in range(50):
-        system, *turns = make_data.naming(guide, set())
+def test_a_conversation_of_openings_begins_each_answer_and_no_more(guide: Guide) -> None:
+    facets = [topic.facet(facet, guide.frames) for topic in guide.topics for facet in FACETS]
+    known = [answer for answers in (*facets, *guide.outside.values(), *guide.frames.values()) for answer in answers]
+    known += [guide.everything(topic) for topic in guide.topics]
+    asks_why = {normalized(phrasing) for phrasing in guide.frames["then.why"]}  # of the topic before, not named
+    followed = 0
+    for _ in range(200):
+        system, *turns = make_data.openings(guide, set())
         assert system["role"] == "system"
-        assert 1 <= len(turns) // 2 <= make_data.QUESTIONS_NAMED[1]
+        assert 1 <= len(turns) // 2 <= make_data.QUESTIONS_OPENED[1]
         assert {turn["role"] for turn in turns[::2]} == {"user"}
-        assert all(turn["content"] in {*titles, make_data.NOT_KNOWN} for turn in turns[1::2])
+        said = [turn["content"] for turn in turns[1::2]]
+        assert all(any(answer.startswith(opening) for answer in known) for opening in said)
+        assert max(len(opening.split()) for opening in said) <= OPENING
+        for question, (before, after) in zip(turns[2::2], pairwise(said), strict=True):
+            if normalized(question["content"]) in asks_why:
+                named = [topic for topic in guide.concepts if any(name in before for name in topic.names)]
+                if len(named) == 1 and "why" in named[0].answers:
+                    openings = [named[0].opening(answer) for answer in named[0].answers["why"]]
+                    followed += after in openings
+    assert followed
 
 
 def test_a_description_never_names_its_topic(guide: Guide) -> None:

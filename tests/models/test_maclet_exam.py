@@ -249,7 +249,7 @@ def test_curves_and_report_are_written_between_the_marks_of_the_card(tmp_path: P
 
 
 def test_a_maclet_of_more_than_16_mb_is_refused(tmp_path: Path) -> None:
-    model = tmp_path / "build" / "run" / "model"
+    model = tmp_path / "build" / "second" / "run" / "model"
     model.mkdir(parents=True)
     with (model / "model.safetensors").open("wb") as file:
         file.truncate(40 * 10**6)

@@ -7,7 +7,11 @@ import json
 import random
 import tomllib
 from pathlib import Path
+from typing import ClassVar
 
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import pytest
 import sentencepiece
@@ -27,6 +31,17 @@ CONVERSATION = [
 ]
 
 
+class Generation(jinja2.ext.Extension):
+    """The block that marks what is learned, as transformers has it; its content is rendered."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The nodes of the block's content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 @pytest.fixture(scope="module")
 def pieces() -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(HOME / "tokenizer.model"))
@@ -38,7 +53,9 @@ def template() -> jinja2.Template:
         raise jinja2.TemplateError(message)
 
     settings = json.loads((HOME / "tokenizer_config.json").read_text(encoding="utf-8"))
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation]
+    )
     environment.globals["raise_exception"] = refuse
     return environment.from_string(settings["chat_template"])
 
@@ -120,9 +137,8 @@ def test_every_row_fits_the_context(pieces: sentencepiece.SentencePieceProcessor
 def test_the_recipe_trains_the_shape_with_a_context_of_1024() -> None:
     recipe = tomllib.loads((HOME / "recipe.toml").read_text(encoding="utf-8"))
     shape = json.loads((HOME / recipe["config"]).read_text(encoding="utf-8"))
-    assert recipe["max_seq_length"] == shape["max_position_embeddings"] == 1024
+    assert recipe["max_seq_length"] == shape["max_position_embeddings"] == make_tokenizer.CONTEXT == 1024
     assert shape["vocab_size"] == make_tokenizer.VOCABULARY
-    assert make_tokenizer.config(1024)["model_max_length"] == 1024
 
 
 def test_the_folder_of_maclet_is_at_most_16_mib() -> None:

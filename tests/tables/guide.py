@@ -29,8 +29,8 @@ def table(quick: bool, say: Say) -> Table:
         marked.append(exam.Marked(question, answer, examination.mark(question, answer)))
     with tempfile.TemporaryDirectory() as folder:
         say("guide: the training data, for the nearest question")
-        make_data.make(Path(folder), conversations=200 if quick else make_data.CONVERSATIONS)
-        close = nearest.Nearest(nearest.questions(Path(folder) / "train.jsonl"))
+        make_data.make(Path(folder), conversations=200 if quick else None)
+        close = nearest.Nearest([*examination.written(), *nearest.questions(Path(folder) / "train.jsonl")])
         others = [close.answer(question.messages[-1]["content"]) for question in chosen]
     baseline = [
         exam.Marked(question, answer, examination.mark(question, answer))

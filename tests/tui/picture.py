@@ -25,9 +25,9 @@ FOLDER = Path(__file__).resolve().parents[2] / ".github"
 LATER = ("What is grouped-query attention?", "How do I fine-tune a model?")
 QUESTIONS = ("What is RoPE?", "Why is it used?")
 SIZE, WIDE_SIZE = (84, 21), (104, 21)  # cells
-TOKENS_PER_SECOND = 755
+TOKENS_PER_SECOND = 1310
 FIRST_TOKEN_SECONDS = 0.01
-MEMORY_BYTES = 12_000_000
+MEMORY_BYTES = 8_100_000
 FONTS = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace'
 
 
