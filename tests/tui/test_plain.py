@@ -213,7 +213,7 @@ def test_control_c_clears_the_line_but_keeps_it_in_the_history() -> None:
     terminal.until("macllm: one")
     terminal.type("/thi\t\n")
     terminal.until("No reasoning yet.")
-    terminal.until("you: ")  # before, the terminal takes it for the end of a line, which readline never sees
+    terminal.until("you: ")  # between two prompts the terminal is not readline's, which never sees the key
     terminal.type("\x04")
     assert terminal.end() == 0
 
