@@ -155,18 +155,23 @@ class ChatTemplate:
             budget.begin([each for each in messages if each["role"] not in INSTRUCTIONS])
             chunks: list[str] = []
             with _explained():
-                if name not in self._compiled:
-                    self._compiled[name] = _environment(self.sources[name]).from_string(self.sources[name])
-                for chunk in self._compiled[name].generate({**data, "messages": messages}):
+                for chunk in template.generate({**data, "messages": messages}):
                     budget.write(chunk)
                     chunks.append(chunk)
             return "".join(chunks)
 
         with spending(budget):
+            template = self._template(name)
             text = write_all(
                 conversation, lambda form: write_conversation(form, write, lambda: self._tests_for_null(name))
             )
         return text, budget
+
+    def _template(self, name: str) -> Template:
+        if name not in self._compiled:
+            with _explained():
+                self._compiled[name] = _environment(self.sources[name]).from_string(self.sources[name])
+        return self._compiled[name]
 
     def _tests_for_null(self, name: str) -> bool:
         from .forms import asks_for_null

@@ -12,6 +12,7 @@ import pytest
 
 from macllm.text import limits
 from macllm.text.limits import Limits
+from macllm.text.sandbox import SandboxEnvironment
 from macllm.text.template import MAX_SOURCE, ChatTemplate, TemplateError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -186,6 +187,20 @@ def test_the_time_limit_is_exact_and_processor_time_is_read_rarely(monkeypatch: 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_templates_are_a_template_error(name: str) -> None:
     refuse(MALFORMED[name])
+
+
+def test_malformed_templates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each form of the messages that a template may ask for."""
+    sources = []
+    parse = SandboxEnvironment._parse
+
+    def counted(environment: SandboxEnvironment, source: str, *names: str | None) -> object:
+        sources.append(source)
+        return parse(environment, source, *names)
+
+    monkeypatch.setattr(SandboxEnvironment, "_parse", counted)
+    refuse(MALFORMED["unclosed"])
+    assert sources == [MALFORMED["unclosed"]]
 
 
 def test_templates_cannot_take_256_mib_of_memory() -> None:
