@@ -2,7 +2,9 @@
 
 One row of each length through a model of SmolLM-135M's shape in float32, with activation checkpointing: LoRA and all
 weights. Every measurement is a process of its own; `resident` is the peak of the process, `arrays` that of MLX's
-allocator. A line is fitted to our peaks; its residual is the greatest distance of a peak from it, over the peak.
+allocator, and `gradient` that of the allocator until our gradients are computed: what the optimizer takes then, which
+is the most for short rows, does not depend on their length. A line is fitted to our peaks; its residual is the greatest
+distance of a peak from it, over the peak.
 mlx-lm has OpenBLAS under its products, and is measured up to 4,096 tokens. Options: `--lengths 512,1024 --tasks lora
 --peers macllm --shape S --off` (`--off`: without checkpointing). The last line is one JSON object.
 """
@@ -16,12 +18,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from timing import machine
 
 LENGTHS, TASKS, PEERS = "512,1024,2048,4096,8192", "lora,full", "macllm,mlx-lm"
-KINDS = ("resident", "arrays")
+COMPARED_KINDS = ("resident", "arrays")
+KINDS = (*COMPARED_KINDS, "gradient")
 COMPARED = 4096  # tokens, the most at which mlx-lm is measured: its attention grows with their square
 GOAL = 0.5  # of mlx-lm's peak at the greatest of these lengths
 
@@ -33,6 +37,17 @@ def measure(peer: str, task: str, folder: str, length: int, checkpoints: bool) -
     from compare_table import Load
     from compare_worker import peak_bytes
 
+    from macllm.train.loop import Trainer
+
+    found: dict[str, float] = {}
+    gradients = Trainer._gradients
+
+    def noted(trainer: Trainer) -> Any:
+        result = gradients(trainer)  # evaluated
+        found["gradient"] = mx.get_peak_memory() / 1e6
+        return result
+
+    Trainer._gradients = noted
     if peer == "mlx-lm":
         compare_training.put_blas_under_mlx()
     make = {"macllm": compare_training.macllm, "mlx-lm": compare_training.mlx_lm}[peer]
@@ -40,7 +55,7 @@ def measure(peer: str, task: str, folder: str, length: int, checkpoints: bool) -
     began = time.perf_counter()
     step()
     seconds = time.perf_counter() - began
-    return {"resident": peak_bytes() / 1e6, "arrays": mx.get_peak_memory() / 1e6, "seconds": seconds}
+    return {"resident": peak_bytes() / 1e6, "arrays": mx.get_peak_memory() / 1e6, **found, "seconds": seconds}
 
 
 def alone(*job: object) -> dict[str, float]:
@@ -52,14 +67,11 @@ def alone(*job: object) -> dict[str, float]:
 
 
 def ratios(peaks: dict[str, dict[str, float]], task: str, lengths: list[int]) -> dict[str, float]:
-    """Growth of our peak per token between the halves of the lengths, and the peak over mlx-lm's."""
+    """Our peaks over mlx-lm's."""
     found: dict[str, float] = {}
-    for kind in KINDS:
+    for kind in COMPARED_KINDS:
         ours = [peaks.get(f"macllm {task} {length}", {}).get(kind) for length in lengths]
         theirs = [peaks.get(f"mlx-lm {task} {length}", {}).get(kind) for length in lengths]
-        if len(lengths) > 2 and all(ours):
-            early, late = ((ours[i + 1] - ours[i]) / (lengths[i + 1] - lengths[i]) for i in (0, len(lengths) - 2))
-            found[f"{task}: {kind} per token, last over first"] = late / early
         for length, mine, other in zip(lengths, ours, theirs, strict=True):
             if mine and other:
                 found[f"{task} {length}: {kind} over mlx-lm"] = mine / other
