@@ -154,6 +154,7 @@ def long_talk(walk: Walk) -> None:
     walk.step("and back", r"LoRA(?s:.*)❯", "fg", "Enter")
     (engine,) = children(walk.app())
     os.kill(engine, signal.SIGKILL)
+    walk.see("its engine is gone", lambda: str(children(walk.app())), r"^\[\]$")  # a question before is asked again
     walk.step("an answer of a new engine", r"(?s)What is GQA\?.*first after", "What is GQA?", "Enter")
     os.kill(walk.app(), signal.SIGTERM)
     walk.step("SIGTERM", "shell>")
