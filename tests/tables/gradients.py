@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from macllm import adapter, checkpoint, families
+from macllm import adapter, checkpoint
 from macllm.checkpoint import load_model
-from macllm.families.config import Config
 from macllm.nn import quantize
 from macllm.train.config import TrainConfig
 from macllm.train.data import Dataset
@@ -27,12 +25,10 @@ from macllm.train.events import Counts
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import CausalLM, collate
 from macllm.train.render import Example
-from macllm.weights.keymap import to_ours
-from macllm.weights.safetensors import load_folder
 from tests.families import oracles
 from tests.tables.table import Say, Table
+from tests.tables.twins import GRADIENT, LOSS, Difference, Twins
 
-LOSS, GRADIENT = 1e-6, 5e-6  # relative to the loss, and to the largest gradient of each tensor
 VOCAB = 67
 SMALL = {
     "vocab_size": VOCAB,
@@ -126,117 +122,26 @@ ADAPTED = {
 SUBJECTS = (*CASES, *ADAPTED)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Relative differences of the loss, and of the gradient that is nearest its limit, of `tensors`.
-
-    All are relative to the reference in float64; `own_loss` and `own_gradient` are those of the reference in float32.
-    """
-
-    loss: float
-    gradient: float
-    tensor: str
-    tensors: int
-    own_loss: float
-    own_gradient: float
-
-    @property
-    def held(self) -> bool:
-        """True within the limits; where the reference rounds more in float32, so may we."""
-        return self.loss <= LOSS and self.gradient <= max(GRADIENT, self.own_gradient)
-
-
-def doubled() -> Any:
-    """A mode of torch in which code that asks for 32 bits gets 64."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    def wide(value: Any) -> Any:
-        return torch.float64 if value is torch.float32 else value
-
-    class Doubled(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.Tensor.float:
-                func = torch.Tensor.double
-            return func(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
-
-    return Doubled()
-
-
 class Subject:
     """A model of ours and its reference, with the same weights."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.folder = folder
         if name in ADAPTED:
-            self.model, self.oracle = _adapted(name, folder)
+            model, oracle = _adapted(name, folder)
         else:
-            self.oracle = written(CASES[name], folder / "base")
-            self.model = load_model(folder / "base")
-        # torch would keep the gradient of the padding token from its table
-        self.oracle.get_input_embeddings().padding_idx = None
-        self.adapts = name in ADAPTED
+            oracle = written(CASES[name], folder / "base")
+            model = load_model(folder / "base")
+        self.twins = Twins(model, oracle, folder, adapts=name in ADAPTED)
         config = TrainConfig(data="rows", iters=1)
-        self.gradient = Trainer.of(self.model, CausalLM(), config, Dataset(list(UNEQUAL), [], Counts())).gradient
-        self.model.train()
+        self.gradient = Trainer.of(model, CausalLM(), config, Dataset(list(UNEQUAL), [], Counts())).gradient
+        model.train()
 
     def compare(self, rows: Rows) -> Difference:
         """Compare the loss and all gradients of a batch."""
         batch = collate(list(rows.examples))
         (total, weight, _), tree = self.gradient(batch)
         ours = {name: gradient / weight for name, gradient in tree_flatten(tree)}
-        exact, wanted = self._reference(rows, wide=True)
-        theirs, narrow = self._reference(rows, wide=False)
-        assert ours.keys() == wanted.keys(), sorted(ours.keys() ^ wanted.keys())
-        found = {name: _relative(ours[name], want) for name, want in wanted.items()}
-        own = {name: _relative(narrow[name], want) for name, want in wanted.items()}
-        worst = max(found, key=lambda name: found[name] / max(GRADIENT, own[name]))
-        return Difference(
-            abs(total.item() / weight - exact) / abs(exact),
-            found[worst],
-            worst,
-            len(wanted),
-            abs(theirs - exact) / abs(exact),
-            own[worst],
-        )
-
-    def _reference(self, rows: Rows, wide: bool) -> tuple[float, dict[str, mx.array]]:
-        """The reference's loss, and its gradients by our names; computed in float64 if `wide`."""
-        import torch
-
-        before = {name: weight.detach().clone() for name, weight in self.oracle.named_parameters()}
-        self.oracle.zero_grad()
-        if wide:
-            with doubled():
-                loss = reference_loss(self.oracle.double(), rows)
-                loss.backward()
-        else:
-            loss = reference_loss(self.oracle, rows)
-            loss.backward()
-        gradients = {name: weight.grad for name, weight in self.oracle.named_parameters() if weight.requires_grad}
-        self.oracle.float()
-        try:
-            with torch.no_grad():
-                for name, weight in self.oracle.named_parameters():
-                    if name in gradients:  # an expert that no token was sent to has none
-                        gradient = gradients[name]
-                        weight.copy_(torch.zeros_like(weight) if gradient is None else gradient)
-            return loss.item(), self._written()
-        finally:
-            with torch.no_grad():
-                for name, weight in self.oracle.named_parameters():
-                    weight.copy_(before[name])
-
-    def _written(self) -> dict[str, mx.array]:
-        """The reference's tensors as its files have them, by our names."""
-        path = self.folder / "gradients"
-        self.oracle.save_pretrained(path)
-        if self.adapts:
-            reader = load_model(self.folder / "base")
-            adapter.attach(reader, path)
-            return dict(tree_flatten(reader.trainable_parameters()))
-        keymap = families.keys(Config(self.model.info.config, ()), "hf")
-        return to_ours(load_folder(path), keymap)
+        return self.twins.difference(total.item() / weight, ours, lambda oracle: reference_loss(oracle, rows))
 
 
 def reference_loss(oracle: Any, rows: Rows) -> Any:
@@ -307,14 +212,6 @@ def _adapted(name: str, folder: Path) -> tuple[Any, Any]:
     oracle.save_pretrained(folder / "adapter")
     adapter.attach(model, folder / "adapter")
     return model, oracle.eval()
-
-
-def _relative(ours: mx.array, theirs: mx.array) -> float:
-    """The largest difference, relative to the largest of `theirs`; an array of zeros must be met exactly."""
-    largest, difference = (float(mx.abs(each).max()) for each in (theirs, ours - theirs))
-    if largest == 0:
-        return 0.0 if difference == 0 else float("inf")
-    return difference / largest
 
 
 def compare(name: str, batches: Sequence[str] = tuple(BATCHES)) -> dict[str, Difference]:
