@@ -31,6 +31,11 @@ class AnyExample(Protocol):
         ...
 
     @property
+    def sequences(self) -> Sequence[np.ndarray]:
+        """The tokens of each of its sequences, (L,) int32."""
+        ...
+
+    @property
     def splittable(self) -> bool:
         """True if pieces of the example are examples too."""
         ...

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, Generic
+from pathlib import Path
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from macllm.errors import DataError, UsageError
 
 from . import rows
 from .config import TrainConfig
-from .contract import AnyExample, E, Objective
+from .contract import AnyExample, E, M_contra, Objective
 from .encoded import EncodedRow, Encoder
 from .encoding import Encoding
 from .events import Advanced, Counts
@@ -38,6 +39,21 @@ class Dataset(Generic[E]):
             for example in part:
                 digest.update(example.fingerprint())
         return digest.hexdigest()
+
+
+@runtime_checkable
+class Prepares(Protocol[M_contra, E]):
+    """An objective whose examples get numbers from a model before training, as those of a reference."""
+
+    def prepare(
+        self, model: M_contra, dataset: Dataset[E], folder: Path | None
+    ) -> Generator[Advanced, None, Dataset[E]]:
+        """The dataset with these numbers, yielding progress.
+
+        `model` has the weights with which the run began, also in a resumed run. Numbers kept in `folder`, that of the
+        run, are read instead of computed again.
+        """
+        ...
 
 
 def load(

@@ -19,11 +19,10 @@ from macllm.ops import cpu
 from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
-from . import data, pack, run
-from .config import FinetuneConfig, LongRows, Method, OptimizerName, Schedule, Select
+from . import data, objectives, pack, run
+from .config import FinetuneConfig, FinetuneObjective, LongRows, Method, OptimizerName, Schedule, Select
 from .events import TrainEvent
 from .loop import Trainer
-from .objectives.clm import CausalLM
 from .parameters import tell_of_experts, train_weights
 
 _RESIZE = "resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens"
@@ -33,6 +32,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     on_event: Callable[[TrainEvent], None] | None = None,
+    objective: FinetuneObjective | None = None,
     model: str | None = None,
     adapter_path: str | None = None,
     method: Method | None = None,
@@ -56,6 +56,8 @@ def finetune(
     text_feature: str | None = None,
     cache_gb: float | None = None,
     date: str | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -129,15 +131,17 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     if model.info.vocab_size is not None:
         run.check_vocabulary(config.model, model.info.vocab_size, tokenizer.vocab_size, _RESIZE)
     config = config.fitted(_parameters(model)).dated().pinned()
-    objective = CausalLM(config.mask_prompt, config.now)
+    objectives.check_kind(config, model.info)
+    objective = objectives.chosen(config)
     pack.bin_size(config, model, objective)  # refused before rows are read
-    context = _context_length(model, config)
     trained = _trainable(model, config)
     adapts_all = config.method == "lora" and not config.keys
     tell_of_experts(cast("nn.Module", model), model.info.config, adapts_all=adapts_all)
-    rows = yield from data.loading(config, objective, tokenizer, context)
+    rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
     if model.info.vocab_size is not None:
         run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)
+    if isinstance(objective, data.Prepares):
+        rows = yield from objective.prepare(model, rows, folder)
 
     def export() -> Path:
         if config.method == "full":
@@ -173,12 +177,6 @@ def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:
         use_dora=config.use_dora,
         modules_to_save=our_modules_to_save(modules, config.modules_to_save),
     )
-
-
-def _context_length(model: LanguageModel, config: FinetuneConfig) -> int | None:
-    if model.info.kind != "decoder":
-        raise UsageError(f"{config.model} is not a causal language model", remedy="a decoder-only model")
-    return model.info.context_length
 
 
 def _parameters(model: LanguageModel) -> int:

@@ -42,6 +42,11 @@ class Example:
         """True if the end of an answer or text is supervised."""
         return self.first_end is not None
 
+    @property
+    def sequences(self) -> tuple[np.ndarray, ...]:
+        """The tokens alone."""
+        return (self.tokens,)
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -17,9 +17,9 @@ from macllm.files import write_json, write_text
 
 from . import data, rows, trackers
 from .config import SETTINGS_NAME, TrainConfig
+from .contract import AnyExample
 from .events import Advanced, Finished, Prepared, Restarted, RunFailed, Stopped, TrainEvent
 from .notes import collected
-from .render import Example
 from .runs import registry
 from .runs.folder import ENVIRONMENT, METRICS, SNAPSHOTS, append, lock, newest_step
 from .snapshot import BATCHES, Snapshots
@@ -97,13 +97,13 @@ def check_vocabulary(name: str, rows: int, tokens: int, remedy: str) -> None:
         raise UsageError(f"the tokenizer has {tokens} tokens, the embedding of {name} only {rows} rows", remedy=remedy)
 
 
-def check_tokens(name: str, rows: int, examples: Iterable[Example], remedy: str) -> None:
+def check_tokens(name: str, rows: int, examples: Iterable[AnyExample], remedy: str) -> None:
     """Refuse an example with a token beyond the embedding.
 
     Few tokens are no proof, as in `check_vocabulary`: ids of added tokens may have gaps.
     """
     for example in examples:
-        if (highest := int(example.tokens.max(initial=0))) >= rows:
+        if (highest := max(int(tokens.max(initial=0)) for tokens in example.sequences)) >= rows:
             raise DataError(
                 f"{example.where} has token {highest}, the embedding of {name} only {rows} rows", remedy=remedy
             )

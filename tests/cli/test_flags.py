@@ -73,6 +73,7 @@ def test_every_setting_has_a_flag_that_sets_it(
     (folder / "run.json").write_text(json.dumps({config._folder: "."}))  # for --resume
     needed = {"decay": ["--schedule", "wsd"], "decay_all": ["--weight-decay", "0.1"]}
     needed["spike_patience"] = ["--spike-threshold", "8"]
+    needed |= {name: ["--objective", "simpo"] for name in ("beta", "gamma")}
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""A recipe for `macllm train`: config.json, a byte tokenizer with a chat template, and rows of sums."""
+"""A recipe for `macllm train`: config.json, a byte tokenizer with a template, rows of sums and pairs."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ def write_recipe(folder: Path, **changes: Any) -> None:
     (folder / "train.jsonl").write_text("".join(rows))
     (folder / "valid.jsonl").write_text("".join(rows[::5]))
     (folder / "fact.jsonl").write_text(chat("who", "me") * 4 + chat("1+1", "2") * 4)
+    pairs = [
+        {"prompt": f"{a}+{b}", "chosen": str(a + b), "rejected": str(a * b + 7)} for a in range(4) for b in range(4)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "recipe.toml").write_text(
         'data = "."\nconfig = "config.json"\ntokenizer = "."\niters = 6\nbatch_size = 4\n'
         "max_seq_length = 32\nsteps_per_report = 2\nsteps_per_eval = 3\nsave_every = 2\nlearning_rate = 0.01\n"

@@ -61,7 +61,7 @@ def test_every_setting_has_a_subject() -> None:
             f.name for f in dataclasses.fields(kind)
         )
         assert all(found.values())
-    assert list(subjects(FinetuneConfig))[:2] == ["Model and adapter", "Data"]
+    assert list(subjects(FinetuneConfig))[:3] == ["Objective", "Model and adapter", "Data"]
     assert "rank" in subjects(FinetuneConfig)["Model and adapter"]
     assert "init_std" in subjects(PretrainConfig)["Model"]
 

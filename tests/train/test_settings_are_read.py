@@ -20,6 +20,7 @@ from tests.train.recipes import write_recipe
 # Settings with which the runs are made, each after the other. A field that is read only together with another one
 # needs a run here.
 RUNS: list[dict[str, Any]] = [{}, {"schedule": "wsd", "steps_per_eval": 1}, {"optimizer": "muon"}]
+FINETUNE_RUNS: list[dict[str, Any]] = [*RUNS, {"objective": "simpo", "data": "pairs.jsonl"}]
 _CONFIG_CODE = (str(Path(sys.modules[TrainConfig.__module__].__file__ or "").parent), dataclasses.__file__, "<string>")
 _NO_USE = {"__post_init__", "__init__", "__eq__", "__repr__", "_asdict_inner", "asdict", "replace", "_replace"} | {
     "as_dict", "reproducibility_fields", "dated", "fitted", "_check_effects", "_ranges"
@@ -64,9 +65,11 @@ def base(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain.train(PretrainConfig.load(recipe / "recipe.toml", output=out, iters=1)) / "model"
 
 
-def unread(kind: type[TrainConfig], module: Any, folder: Path, **settings: Any) -> Iterator[str]:
+def unread(
+    kind: type[TrainConfig], module: Any, folder: Path, runs: list[dict[str, Any]], **settings: Any
+) -> Iterator[str]:
     config, read = recording(kind)
-    for number, changes in enumerate(RUNS):
+    for number, changes in enumerate(runs):
         out = {kind._folder: folder / str(number)}
         for _ in module.events(config.load(**{**settings, **changes, **out})):
             pass
@@ -75,12 +78,13 @@ def unread(kind: type[TrainConfig], module: Any, folder: Path, **settings: Any) 
 
 def test_every_setting_of_finetuning_is_read_by_a_run(recipe: Path, base: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "model": base, "epochs": 0.5, "batch_size": 8, "rank": 2, "max_seq_length": 32}
-    assert list(unread(FinetuneConfig, finetune, tmp_path, **settings)) == []
+    runs = [run | ({"data": recipe / run["data"]} if "data" in run else {}) for run in FINETUNE_RUNS]
+    assert list(unread(FinetuneConfig, finetune, tmp_path, runs, **settings)) == []
 
 
 def test_every_setting_of_training_is_read_by_a_run(recipe: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "config": recipe / "config.json", "tokenizer": recipe, "batch_size": 8, "epochs": 0.5}
-    assert list(unread(PretrainConfig, pretrain, tmp_path, **settings, max_seq_length=32)) == []
+    assert list(unread(PretrainConfig, pretrain, tmp_path, RUNS, **settings, max_seq_length=32)) == []
 
 
 def test_a_setting_that_no_run_reads_is_found() -> None:

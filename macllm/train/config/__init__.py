@@ -6,6 +6,7 @@ Every field has its documentation in its annotation, which the command line prin
 from __future__ import annotations
 
 from .finetune import FinetuneConfig, Method
+from .objective import FinetuneObjective
 from .optimizer import OptimizerName
 from .pretrain import PretrainConfig
 from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
@@ -13,6 +14,7 @@ from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
 __all__ = [
     "SETTINGS_NAME",
     "FinetuneConfig",
+    "FinetuneObjective",
     "LongRows",
     "Method",
     "OptimizerName",

@@ -10,7 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from macllm.errors import UsageError
 
 from . import mlx_lm
+from .objective import FinetuneObjective, unread
+from .preference import RANGES, PreferenceSettings
 from .training import SMALLEST, TrainConfig
+from .values import refuse_set
 
 _SMALL_PARAMETERS = 50_000_000
 _FULL_DIVISOR = 10  # LoRA learns best at ten times the rate (Schulman et al. 2025, LoRA Without Regret)
@@ -23,9 +26,12 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(PreferenceSettings, TrainConfig):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
+    objective: Annotated[
+        FinetuneObjective, "what is learnt: sft (answers), or preferences between two answers (orpo, simpo)"
+    ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
     method: Annotated[Method, "train an adapter of low rank (lora), or the weights themselves (full)"] = "lora"
@@ -51,7 +57,11 @@ class FinetuneConfig(TrainConfig):
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
-    _choices: ClassVar[dict[str, tuple[str, ...]]] = {**TrainConfig._choices, "method": get_args(Method)}
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        **TrainConfig._choices,
+        "method": get_args(Method),
+        "objective": get_args(FinetuneObjective),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,10 +77,8 @@ class FinetuneConfig(TrainConfig):
 
     def _check_effects(self) -> None:
         super()._check_effects()
-        default = self.defaults()
-        for name in _OF_ADAPTERS if self.method == "full" else ():
-            if getattr(self, name) != default[name]:
-                raise UsageError(f"{name} has no effect", cause="method is full", remedy=f"leave {name} out")
+        refuse_set(self, unread(self.objective), f"objective is {self.objective}")
+        refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
             cause = "the adapter has matrices only, and none of an embedding"
@@ -100,4 +108,4 @@ class FinetuneConfig(TrainConfig):
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        return [*(one for one in super()._ranges() if one[0] not in fitted), *own]
+        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *RANGES]

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 # The first field of each subject; the fields up to the next first one belong to it too.
 _FIRST = {
+    "objective": "Objective",
     "model": "Model and adapter",
     "config": "Model",
     "data": "Data",
+    "beta": "Preferences",
     "batch_size": "Batches and length",
     "optimizer": "Optimizer and learning rate",
     "beta1": "Moments, decay and clipping",
@@ -20,7 +22,7 @@ _FIRST = {
     "steps_per_report": "Reports and evaluation",
     "save_every": "Snapshots and the run",
 }
-_EARLY = ("model", "config")
+_EARLY = ("objective", "model", "config")
 
 
 def subjects(kind: type[TrainConfig]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import difflib
 import tomllib
-from collections.abc import Container, Generator
+from collections.abc import Collection, Container, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
@@ -63,6 +63,13 @@ def naming(path: Path | str | None, names: Container[str]) -> Generator[None]:
         if path is None or error.message.partition(" ")[0] not in names:
             raise
         raise UsageError(f"{path}: {error.message}", cause=error.cause, remedy=error.remedy) from error
+
+
+def refuse_set(config: DataclassInstance, names: Collection[str], cause: str) -> None:
+    """Raise UsageError for a setting among `names` that has no effect and is not at its default."""
+    for field in dataclasses.fields(config):
+        if field.name in names and getattr(config, field.name) != field.default:
+            raise UsageError(f"{field.name} has no effect", cause=cause, remedy=f"leave {field.name} out")
 
 
 def settable(kind: Any) -> Any:

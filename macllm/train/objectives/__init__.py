@@ -1,1 +1,44 @@
 """Objectives, one per file; each implements `macllm.train.contract.Objective`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from macllm.errors import UsageError
+from macllm.nn.info import ModelInfo, ModelKind
+from macllm.train.config import FinetuneConfig
+from macllm.train.contract import Objective
+
+_KINDS: dict[str, tuple[ModelKind, str]] = {
+    "sft": ("decoder", "a causal language model"),
+    "orpo": ("decoder", "a causal language model"),
+    "simpo": ("decoder", "a causal language model"),
+}
+
+
+def chosen(config: FinetuneConfig) -> Objective[Any, Any, Any]:
+    """The objective of a run of fine-tuning."""
+    match config.objective:
+        case "sft":
+            from .clm import CausalLM
+
+            return CausalLM(config.mask_prompt, config.now)
+        case "orpo":
+            from .orpo import ORPO
+
+            return ORPO(config.beta or 0.1, config.now)
+        case "simpo":
+            from .simpo import SimPO
+
+            return SimPO(config.beta or 2.0, config.gamma, config.now)
+
+
+def check_kind(config: FinetuneConfig, info: ModelInfo) -> None:
+    """Raise UsageError for a model of a kind that the objective does not train."""
+    kind, what = _KINDS[config.objective]
+    if info.kind != kind:
+        raise UsageError(
+            f"{config.model} is not {what}",
+            cause=f"it is of kind {info.kind}, and objective is {config.objective}",
+            remedy=f"a model of kind {kind}",
+        )

@@ -95,20 +95,26 @@ class CausalLM:
     def loss(self, model: LanguageModel, batch: Batch) -> Loss:
         """Sum over targets of weight * -log p(target), and the sum of the weights.
 
-        Only positions with a weight go through the head. Right padding needs no attention mask in a causal model.
+        Only positions with a weight go through the head.
         """
-        batch = _within_positions(batch, model)
-        inputs, segments = mx.array(batch.inputs), batch.segments
-        if segments is None:
-            hidden = model.hidden(inputs)
-        else:
-            hidden = cast("PackingModel", model).hidden(inputs, segments=segments)
-        chosen = np.flatnonzero(batch.weights)
-        picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
-        targets = mx.array(batch.targets.reshape(-1)[chosen])
-        weights = batch.weights.reshape(-1)[chosen]
-        losses = token_losses(model, picked, targets)
-        return Loss((losses * mx.array(weights)).sum(), float(weights.sum(dtype=np.float64)))
+        losses, weights, _ = target_losses(model, batch)
+        return Loss((losses * weights).sum(), float(batch.weights.sum(dtype=np.float64)))
+
+
+def target_losses(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+    """-log p(target), weight and row of each target with a weight: (N,) float32, (N,) float32, (N,) int32.
+
+    Right padding needs no attention mask in a causal model.
+    """
+    batch = _within_positions(batch, model)
+    inputs, segments = mx.array(batch.inputs), batch.segments
+    packed = {} if segments is None else {"segments": segments}
+    hidden = cast("PackingModel", model).hidden(inputs, **packed)
+    chosen = np.flatnonzero(batch.weights)
+    picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
+    targets = mx.array(batch.targets.reshape(-1)[chosen])
+    rows = mx.array((chosen // batch.inputs.shape[1]).astype(np.int32))
+    return token_losses(model, picked, targets), mx.array(batch.weights.reshape(-1)[chosen]), rows
 
 
 def _within_positions(batch: Batch, model: object) -> Batch:
