@@ -43,6 +43,8 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
     """Train with checked settings, and report the run."""
     check(config)
     fetch(config.model)
+    if config.teacher:
+        fetch(config.teacher)
     compile_kernels()
     path = narrate(events(config, restarts), config.adapter_path, as_json=as_json)
     say(f"try it: {shlex.join(['macllm', 'chat', *_flags(config, path)])}")

@@ -18,7 +18,14 @@ from .output import Progress, columns, say
 if TYPE_CHECKING:
     from macllm.train.events import Advanced, Finished, Prepared, Step, TrainEvent
 
-UNITS = {"reading": "rows", "encoding": "rows", "training": "steps", "evaluating": "batches", "saving": "snapshots"}
+UNITS = {
+    "reading": "rows",
+    "encoding": "rows",
+    "asking the teacher": "rows",
+    "training": "steps",
+    "evaluating": "batches",
+    "saving": "snapshots",
+}
 MIN_DECREASE = 0.1  # relative decrease of the loss below which a hint is printed
 FITTED_LOSS = 0.1  # loss below which the data is already fitted, so no hint
 # Texts for rows that were changed, dropped or not read whole, by the names of their counts in Prepared.

@@ -20,25 +20,37 @@ _CHUNK_BYTES, _FEWEST_ROWS = 1 << 24, 64
 _RECOMPUTED_BYTES = 1 << 28  # logits that are worth computing again; the gradients of a head's weights take as much
 
 Slices = Sequence[slice]
+RowLoss = Callable[[mx.array, slice], mx.array]
 
 
 def token_losses(model: LanguageModel, hidden: mx.array, targets: mx.array) -> mx.array:
     """-log p(target) from hidden states, in nats and float32: (N, D), int (N,) -> (N,).
 
-    Logits are computed for a chunk of rows at a time, for the gradients as well. A trained head computes them twice,
-    if there are more than 256 MiB of them in float32.
+    Memory as in `chunked_losses`.
     """
-    vocab = model.logits(hidden[:1]).shape[-1]  # never evaluated
-    size = max(_FEWEST_ROWS, _CHUNK_BYTES // (4 * vocab))
+    return chunked_losses(model, hidden, lambda logits, rows: cross_entropy(logits, targets[rows])[:, None])[:, 0]
+
+
+def chunked_losses(
+    model: LanguageModel, hidden: mx.array, loss: RowLoss, *, metrics: int = 0, beside: int = 0
+) -> mx.array:
+    """Losses of rows from their logits, and metrics without gradients: (N, D) -> (N, 1 + metrics).
+
+    `loss` maps the logits (n, V) of the rows of a slice to (n, 1 + metrics) in float32; other arrays that it uses are
+    constants. Logits are computed for a chunk of rows at a time, for the gradients as well; `beside` counts the numbers
+    that `loss` holds for a row in addition to them. A trained head computes them twice, if all take more than 256 MiB.
+    """
+    width = model.logits(hidden[:1]).shape[-1] + beside  # never evaluated
+    size = max(_FEWEST_ROWS, _CHUNK_BYTES // (4 * width))
     count = hidden.shape[0]
     bound = bind(_head_modules(model), model.logits)
-    if count <= size or (bound.weights and 4 * count * vocab <= _RECOMPUTED_BYTES):
-        return cross_entropy(model.logits(hidden), targets)
+    if count <= size or (bound.weights and 4 * count * width <= _RECOMPUTED_BYTES):
+        return loss(model.logits(hidden), slice(0, count))
     size = -(-count // -(-count // size))  # chunks of nearly equal sizes
     chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     if not bound.weights and isinstance(model, nn.Module) and model.training:
-        return _with_slopes(model.logits, hidden, targets, chunks)
-    return _recomputed(bound, hidden, targets, chunks)
+        return _with_slopes(model.logits, hidden, loss, chunks, metrics)
+    return _recomputed(bound, hidden, loss, chunks)
 
 
 @runtime_checkable
@@ -54,40 +66,42 @@ def _head_modules(model: LanguageModel) -> Sequence[nn.Module]:
 
 
 def _with_slopes(
-    logits: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx.array, chunks: Slices
+    logits: Callable[[mx.array], mx.array], hidden: mx.array, loss: RowLoss, chunks: Slices, metrics: int
 ) -> mx.array:
     """Losses from a frozen head and their gradients, from the same logits."""
+    learned = mx.arange(1 + metrics) == 0
 
     def run(hidden: mx.array) -> tuple[mx.array, mx.array]:
         losses, slopes = [], []
         for chunk in chunks:
             rows = after(hidden[chunk], [*losses[-1:], *slopes[-1:]])
-            some = partial(_losses, logits, targets[chunk])
-            (loss,), (slope,) = mx.vjp(some, [rows], [mx.ones(rows.shape[0])])
-            losses.append(loss)
+            some = partial(_losses, logits, loss, chunk)
+            seeds = mx.broadcast_to(learned.astype(mx.float32), (rows.shape[0], 1 + metrics))
+            (found,), (slope,) = mx.vjp(some, [rows], [seeds])
+            losses.append(found)
             slopes.append(slope)
         return mx.concatenate(losses), mx.concatenate(slopes)
 
     def gradients(hidden: mx.array, cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> mx.array:
-        return (cotangents[0][:, None] * outputs[1]).astype(hidden.dtype)
+        return (cotangents[0][:, :1] * outputs[1]).astype(hidden.dtype)
 
     function: Any = mx.custom_function(run)
     function.vjp(gradients)
     return function(hidden)[0]
 
 
-def _recomputed(bound: Bound, hidden: mx.array, targets: mx.array, chunks: Slices) -> mx.array:
+def _recomputed(bound: Bound, hidden: mx.array, loss: RowLoss, chunks: Slices) -> mx.array:
     """Losses whose gradients compute the logits again and sum those of weights in float32."""
     drawn: list[int] = []
 
-    def some(targets: mx.array, rows: mx.array, *weights: mx.array) -> mx.array:
-        return cross_entropy(bound.run(*weights, rows), targets)
+    def some(chunk: slice, rows: mx.array, *weights: mx.array) -> mx.array:
+        return loss(bound.run(*weights, rows), chunk)
 
     def run(hidden: mx.array, *weights: mx.array) -> mx.array:
         losses: list[mx.array] = []
         for chunk in chunks:
             drawn.append(random_state())
-            losses.append(some(targets[chunk], after(hidden[chunk], losses[-1:]), *weights))
+            losses.append(some(chunk, after(hidden[chunk], losses[-1:]), *weights))
         return mx.concatenate(losses)
 
     def gradients(primals: Any, cotangent: mx.array, outputs: mx.array) -> tuple[mx.array, ...]:
@@ -97,7 +111,7 @@ def _recomputed(bound: Bound, hidden: mx.array, targets: mx.array, chunks: Slice
         for chunk, state in zip(chunks, drawn, strict=False):
             rows = after(hidden[chunk], [cotangent, *slopes[-1:], *sums])
             with replaying(state):
-                slope, *found = mx.vjp(partial(some, targets[chunk]), [rows, *weights], [cotangent[chunk]])[1]
+                slope, *found = mx.vjp(partial(some, chunk), [rows, *weights], [cotangent[chunk]])[1]
             slopes.append(slope)
             sums = [total + one for total, one in zip(sums, found, strict=True)]
         return mx.concatenate(slopes), *(s.astype(w.dtype) for s, w in zip(sums, weights, strict=True))
@@ -107,5 +121,5 @@ def _recomputed(bound: Bound, hidden: mx.array, targets: mx.array, chunks: Slice
     return function(hidden, *bound.weights)
 
 
-def _losses(logits: Callable[[mx.array], mx.array], targets: mx.array, rows: mx.array) -> mx.array:
-    return cross_entropy(logits(rows), targets)
+def _losses(logits: Callable[[mx.array], mx.array], loss: RowLoss, chunk: slice, rows: mx.array) -> mx.array:
+    return loss(logits(rows), chunk)

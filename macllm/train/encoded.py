@@ -88,7 +88,8 @@ class Encoder(Generic[E]):
         if not type(objective).__module__.startswith(f"{__package__}.objectives."):
             return None
         templates = {} if tokenizer.chat_template is None else dict(tokenizer.chat_template.sources)
-        settings: dict[str, Any] = {name: getattr(objective, name) for name in objective.__dataclass_fields__}
+        fields = [field.name for field in dataclasses.fields(objective) if field.repr]  # the others change no example
+        settings: dict[str, Any] = {name: getattr(objective, name) for name in fields}
         if not any("strftime_now" in text for text in templates.values()):
             settings.pop("now", None)
         elif settings.get("now") is None:  # the clock's

@@ -20,7 +20,17 @@ from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
 from . import data, objectives, pack, run
-from .config import FinetuneConfig, FinetuneObjective, LongRows, Method, OptimizerName, Schedule, Select
+from .config import (
+    Divergence,
+    FinetuneConfig,
+    FinetuneObjective,
+    LongRows,
+    Method,
+    OptimizerName,
+    OtherTokens,
+    Schedule,
+    Select,
+)
 from .events import TrainEvent
 from .loop import Trainer
 from .parameters import tell_of_experts, train_weights
@@ -58,6 +68,14 @@ def finetune(
     date: str | None = None,
     beta: float | None = None,
     gamma: float | None = None,
+    teacher: str | None = None,
+    divergence: Divergence | None = None,
+    jsd_weight: float | None = None,
+    distil_temperature: float | None = None,
+    data_weight: float | None = None,
+    teacher_top: int | None = None,
+    teacher_others: OtherTokens | None = None,
+    teacher_first: bool | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,

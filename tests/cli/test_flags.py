@@ -74,6 +74,11 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed = {"decay": ["--schedule", "wsd"], "decay_all": ["--weight-decay", "0.1"]}
     needed["spike_patience"] = ["--spike-threshold", "8"]
     needed |= {name: ["--objective", "simpo"] for name in ("beta", "gamma")}
+    distils = ["--objective", "distil"]
+    needed |= {"teacher": distils, "divergence": [*distils, "--teacher", "t"]}
+    needed |= {name: needed["divergence"] for name in ("distil_temperature", "data_weight", "teacher_top")}
+    needed["jsd_weight"] = [*needed["divergence"], "--divergence", "jsd"]
+    needed |= {name: [*needed["divergence"], "--teacher-top", "9"] for name in ("teacher_others", "teacher_first")}
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
@@ -86,7 +91,7 @@ def test_every_setting_has_a_flag_that_sets_it(
             changed = next(choice for choice in config._choices[field.name] if choice != field.default)
             arguments = [flag, changed]
         elif isinstance(field.default, int | float):
-            changed = 0.5 if isinstance(field.default, float) else 8
+            changed = 0.25 if isinstance(field.default, float) else 8
             arguments = [flag, str(changed)]
         elif field.name == "report_to":
             changed, arguments = ("wandb", "tensorboard"), [flag, "wandb,tensorboard"]

@@ -78,7 +78,9 @@ def unread(
 
 def test_every_setting_of_finetuning_is_read_by_a_run(recipe: Path, base: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "model": base, "epochs": 0.5, "batch_size": 8, "rank": 2, "max_seq_length": 32}
-    runs = [run | ({"data": recipe / run["data"]} if "data" in run else {}) for run in FINETUNE_RUNS]
+    distils = {"objective": "distil", "teacher": base, "divergence": "jsd", "teacher_top": 3, "teacher_first": True}
+    runs = [*FINETUNE_RUNS, distils]
+    runs = [run | ({"data": recipe / run["data"]} if "data" in run else {}) for run in runs]
     assert list(unread(FinetuneConfig, finetune, tmp_path, runs, **settings)) == []
 
 

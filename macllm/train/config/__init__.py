@@ -5,6 +5,7 @@ Every field has its documentation in its annotation, which the command line prin
 
 from __future__ import annotations
 
+from .distillation import Divergence, OtherTokens
 from .finetune import FinetuneConfig, Method
 from .objective import FinetuneObjective
 from .optimizer import OptimizerName
@@ -13,11 +14,13 @@ from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
 
 __all__ = [
     "SETTINGS_NAME",
+    "Divergence",
     "FinetuneConfig",
     "FinetuneObjective",
     "LongRows",
     "Method",
     "OptimizerName",
+    "OtherTokens",
     "PretrainConfig",
     "Schedule",
     "Select",

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from macllm.errors import UsageError
 
-from . import mlx_lm
+from . import distillation, mlx_lm
+from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
 from .preference import RANGES, PreferenceSettings
 from .training import SMALLEST, TrainConfig
@@ -26,11 +27,12 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(PreferenceSettings, TrainConfig):
+class FinetuneConfig(DistillationSettings, PreferenceSettings, TrainConfig):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
     objective: Annotated[
-        FinetuneObjective, "what is learnt: sft (answers), or preferences between two answers (orpo, simpo)"
+        FinetuneObjective,
+        "what is learnt: sft (answers), which of two answers is better (orpo, simpo), a teacher (distil)",
     ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
@@ -59,6 +61,7 @@ class FinetuneConfig(PreferenceSettings, TrainConfig):
     _folder: ClassVar[str] = "adapter_path"
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **TrainConfig._choices,
+        **distillation.CHOICES,
         "method": get_args(Method),
         "objective": get_args(FinetuneObjective),
     }
@@ -78,6 +81,7 @@ class FinetuneConfig(PreferenceSettings, TrainConfig):
     def _check_effects(self) -> None:
         super()._check_effects()
         refuse_set(self, unread(self.objective), f"objective is {self.objective}")
+        distillation.check(self, self.objective == "distil")
         refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
@@ -100,7 +104,7 @@ class FinetuneConfig(PreferenceSettings, TrainConfig):
 
     @classmethod
     def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
-        if name == "model" and isinstance(value, str):  # else a name on the hub
+        if name in ("model", "teacher") and isinstance(value, str):  # else a name on the hub
             return value.startswith(".") or (folder / value / "config.json").is_file()
         return super()._is_path(name, value, folder)
 
@@ -108,4 +112,4 @@ class FinetuneConfig(PreferenceSettings, TrainConfig):
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *RANGES]
+        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *RANGES, *distillation.RANGES]

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-FinetuneObjective = Literal["sft", "orpo", "simpo"]
+FinetuneObjective = Literal["sft", "orpo", "simpo", "distil"]
 
 _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
-    "mask_prompt": ("sft",),
+    "mask_prompt": ("sft", "distil"),
     "packing": ("sft",),
     "beta": ("orpo", "simpo"),
     "gamma": ("simpo",),
+    "teacher": ("distil",),
+    "divergence": ("distil",),
+    "jsd_weight": ("distil",),
+    "distil_temperature": ("distil",),
+    "data_weight": ("distil",),
+    "teacher_top": ("distil",),
+    "teacher_others": ("distil",),
+    "teacher_first": ("distil",),
 }
 
 

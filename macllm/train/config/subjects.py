@@ -15,6 +15,7 @@ _FIRST = {
     "config": "Model",
     "data": "Data",
     "beta": "Preferences",
+    "teacher": "Distillation",
     "batch_size": "Batches and length",
     "optimizer": "Optimizer and learning rate",
     "beta1": "Moments, decay and clipping",

@@ -27,7 +27,7 @@ SMALLEST = 1e-30  # well above the smallest positive number of float32
 BELOW_ONE = 1.0 - 2.0**-24  # the largest number below 1 in float32
 # Paths that a run reads; paths that it writes are relative to the current directory.
 PATHS = frozenset({"data", "valid", "config", "tokenizer"})
-INPUTS = PATHS | {"model"}  # what a run reads, by path or name
+INPUTS = PATHS | {"model", "teacher"}  # what a run reads, by path or name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,7 @@ class TrainConfig:
     @classmethod
     def _expanded(cls, name: str, value: Any) -> Any:
         """The value; a path that begins with ~/ below the home folder."""
-        is_path = name in PATHS or name in ("model", cls._folder)
+        is_path = name in INPUTS or name == cls._folder
         in_home = is_path and isinstance(value, str) and value.startswith("~/")
         return str(Path(value).expanduser()) if in_home else value
 

@@ -13,6 +13,7 @@ _KINDS: dict[str, tuple[ModelKind, str]] = {
     "sft": ("decoder", "a causal language model"),
     "orpo": ("decoder", "a causal language model"),
     "simpo": ("decoder", "a causal language model"),
+    "distil": ("decoder", "a causal language model"),
 }
 
 
@@ -31,6 +32,10 @@ def chosen(config: FinetuneConfig) -> Objective[Any, Any, Any]:
             from .simpo import SimPO
 
             return SimPO(config.beta or 2.0, config.gamma, config.now)
+        case "distil":
+            from .distil import Distil
+
+            return Distil.of(config)
 
 
 def check_kind(config: FinetuneConfig, info: ModelInfo) -> None:

@@ -106,6 +106,12 @@ def target_losses(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.arra
 
     Right padding needs no attention mask in a causal model.
     """
+    hidden, targets, weights, rows = supervised(model, batch)
+    return token_losses(model, hidden, targets), weights, rows
+
+
+def supervised(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Hidden state (N, D), target, weight and row (N,) of each target with a weight, row by row."""
     batch = _within_positions(batch, model)
     inputs, segments = mx.array(batch.inputs), batch.segments
     packed = {} if segments is None else {"segments": segments}
@@ -114,7 +120,7 @@ def target_losses(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.arra
     picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(chosen)]
     targets = mx.array(batch.targets.reshape(-1)[chosen])
     rows = mx.array((chosen // batch.inputs.shape[1]).astype(np.int32))
-    return token_losses(model, picked, targets), mx.array(batch.weights.reshape(-1)[chosen]), rows
+    return picked, targets, mx.array(batch.weights.reshape(-1)[chosen]), rows
 
 
 def _within_positions(batch: Batch, model: object) -> Batch:
