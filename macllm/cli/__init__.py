@@ -36,6 +36,7 @@ COMMANDS = {
     "chats": "List, search, export and replay stored conversations.",
     "models": "List, download, show, verify and remove models.",
     "data": "Check training data before a run.",
+    "tokenizer": "Train a tokenizer on texts, and show how one splits a word.",
     "finetune": "Fine-tune a model on your own data (LoRA or full).",
     "adapters": "Show adapters, and write them in the format of mlx-lm or PEFT.",
     "fuse": "Merge LoRA adapters into their model.",

@@ -61,14 +61,24 @@ def get(name: str) -> Path:
 
 def fetch_rows(config: TrainConfig) -> None:
     """Download the rows of datasets of the hub that a config names and that are not on this machine."""
+    _fetch_split(config.data, config.valid)
+
+
+def fetch_named_rows(*data: str) -> None:
+    """Download the rows of those of `data` that are datasets of the hub and not on this machine."""
+    for each in data:
+        _fetch_split(each, "")
+
+
+def _fetch_split(data: str, valid: str) -> None:
     from macllm.hub import cache_folder
     from macllm.train import rows
 
     def bring(progress: Callable[[DownloadProgress], None]) -> Path:
-        rows.find_files(config.data, config.valid, progress)
+        rows.find_files(data, valid, progress)
         return cache_folder()
 
-    if named := [text for text in (config.data, config.valid) if rows.is_dataset(text)]:
+    if named := [text for text in (data, valid) if rows.is_dataset(text)]:
         _with_progress(named[0], bring)
 
 

@@ -18,6 +18,7 @@ PUBLIC_ENDPOINT = "https://huggingface.co"
 _SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _FILE_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pth", ".json")
+_SIGNS = ("config.json", "adapter_config.json", "tokenizer.json")  # a folder with one of them is no model of the hub
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def local_folder(text: str) -> Path | None:
         return None
     path = Path(text).expanduser()
     if path.is_dir():
-        if _looks_like_path(text) or any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if _looks_like_path(text) or any((path / name).is_file() for name in _SIGNS):
             return path.absolute()
         return None
     if path.is_file():

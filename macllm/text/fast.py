@@ -62,6 +62,15 @@ class FastBackend:
         self._literal = misread_tokens(tokenizer)
 
     @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer."""
+        return self._tokenizer
+
+    def added_tokens(self) -> list[str]:
+        """The strings that are always one token."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+
+    @property
     def vocab_size(self) -> int:
         """Tokens, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)

@@ -52,6 +52,11 @@ class SentencePieceModel:
     remove_extra_whitespaces: bool = True
     symbols: tuple[AddedToken, ...] = ()  # control and user-defined pieces
 
+    @property
+    def is_bpe(self) -> bool:
+        """True for BPE, False for Unigram and others."""
+        return self.kind == _BPE
+
     @classmethod
     def read(cls, path: Path) -> SentencePieceModel:
         """Read a model file. Raises `CheckpointError` for an invalid one."""
@@ -166,22 +171,22 @@ class SentencePieceBackend:
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
         self._path = path
-        self._model = SentencePieceModel.read(path)
+        self.model = SentencePieceModel.read(path)
         self._family = _family(path, settings)
         self._plain = self._load(add_dummy_prefix=False)
         self.settings = settings = self._named_by_the_model(settings)
-        self._spacing = _spacing(self._family, self._model, settings)
+        self._spacing = _spacing(self._family, self.model, settings)
         self._added = self._added_tokens(settings)
         self._added_by_id = {index: token for token, index in self._added.values()}
         self.special_ids = frozenset(index for token, index in self._added.values() if token.special)
         self._splitter = AddedTokenSplitter(self._cut_out(settings))
         self._before, self._after = self._ends(settings)
-        self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and self._model.kind != _BPE
+        self._cleanup = settings.flag("clean_up_tokenization_spaces", False) and self.model.kind != _BPE
 
     def _load(self, *, add_dummy_prefix: bool) -> sentencepiece.SentencePieceProcessor:
         try:
             normalized = self._family not in ("llama", "gemma")  # their classes do not normalize text
-            return self._model.processor(add_dummy_prefix=add_dummy_prefix, normalized=normalized)
+            return self.model.processor(add_dummy_prefix=add_dummy_prefix, normalized=normalized)
         except (RuntimeError, ValueError, OSError) as error:
             raise unreadable(self._path, error) from error
 
@@ -206,7 +211,7 @@ class SentencePieceBackend:
         """Every added token with its id: the model's own symbols, then what the settings declare, in order."""
         processor = self._plain
         size = processor.get_piece_size()
-        added = {symbol.content: (symbol, processor.piece_to_id(symbol.content)) for symbol in self._model.symbols}
+        added = {symbol.content: (symbol, processor.piece_to_id(symbol.content)) for symbol in self.model.symbols}
         if self._family == "t5":
             count = int(settings.values.get("extra_ids", 100))
             names = [f"<extra_id_{index}>" for index in range(count - 1, -1, -1)]
@@ -232,7 +237,7 @@ class SentencePieceBackend:
         tokens = {token.content: token for token, _ in self._added.values()}
         if self._family == "sentencepiece":  # sentencepiece finds user-defined tokens itself
             declared = {token.content for token in settings.tokens()}
-            own = {symbol.content for symbol in self._model.symbols if not symbol.special} - declared
+            own = {symbol.content for symbol in self.model.symbols if not symbol.special} - declared
             tokens = {content: token for content, token in tokens.items() if content not in own}
         return tokens
 
@@ -245,6 +250,14 @@ class SentencePieceBackend:
             index = self.token_to_id(token.content) if token and is_added else None
             ends[name] = [] if index is None else [index]
         return ends["bos"], ends["eos"]
+
+    def added_tokens(self) -> list[str]:
+        """The strings that are split off before sentencepiece runs."""
+        return list(self._splitter.tokens)
+
+    def processor_for(self, text: str) -> sentencepiece.SentencePieceProcessor:
+        """The processor of a text from its start, which adds a space where this tokenizer does."""
+        return self._processor(text, first=True)
 
     @property
     def vocab_size(self) -> int:
@@ -320,7 +333,7 @@ class SentencePieceBackend:
             stages: list[Stage] = [Metaspace(_SPACE, prefixed=True)]
         else:
             stages = [ReplaceInToken(_SPACE, " ")]
-            if self._model.byte_fallback:
+            if self.model.byte_fallback:
                 stages.append(ByteFallback())
             if self._spacing.prefix != "never":
                 stages.append(StripText(" ", 1, 0))
@@ -353,7 +366,7 @@ class AddedTokenSplitter:
     """Splits text at added tokens; of several at one place the longest matches."""
 
     def __init__(self, tokens: Mapping[str, AddedToken]) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         contents = sorted((content for content in tokens if content), key=len, reverse=True)
         self._find: Callable[[str, int], re.Match[str] | None] | None = None
         if contents:
@@ -363,7 +376,7 @@ class AddedTokenSplitter:
         """Chunks in order: (text, None, position) for ordinary text, (content, content, position) for a token."""
         start = at = 0
         while self._find is not None and (match := self._find(text, at)) is not None:
-            token = self._tokens[match.group()]
+            token = self.tokens[match.group()]
             left, right = match.span()
             if token.single_word and (
                 _is_word(text[left - 1 : left] if left else "") or _is_word(text[right : right + 1])

@@ -91,7 +91,7 @@ class Tokenizer:
     def __init__(self, folder: Path, backend: Backend) -> None:
         self.folder = folder
         self.settings = backend.settings
-        self._backend = backend
+        self.backend = backend
         self.special_ids = backend.special_ids
         self._template: ChatTemplate | None = None
         self._template_read = False
@@ -115,7 +115,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; a model's embedding may have more rows."""
-        return self._backend.vocab_size
+        return self.backend.vocab_size
 
     @property
     def max_length(self) -> int | None:
@@ -168,7 +168,7 @@ class Tokenizer:
 
     def _named_id(self, name: str) -> int | None:
         token = self.settings.named.get(name)
-        return None if token is None else self._backend.token_to_id(token.content)
+        return None if token is None else self.backend.token_to_id(token.content)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`; added tokens in the text are recognized.
@@ -178,7 +178,7 @@ class Tokenizer:
         """
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"encode takes a string, and this is {kind_of(text)}.", remedy="tokenizer.encode(text)")
-        return self._backend.encode(_valid(text), add_special_tokens)
+        return self.backend.encode(_valid(text), add_special_tokens)
 
     def offsets(self, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]] | None:
         """The token ids of `text` and the characters [start, stop) of each; None where they are not known.
@@ -187,7 +187,7 @@ class Tokenizer:
         the whole character; a tokenizer may leave out white space at the ends of a token.
         """
         valid = _valid(text)
-        return self._backend.offsets(valid, add_special_tokens) if len(valid) == len(text) else None
+        return self.backend.offsets(valid, add_special_tokens) if len(valid) == len(text) else None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids; ids beyond the vocabulary are ignored. Raises `UsageError` for other values."""
@@ -197,15 +197,15 @@ class Tokenizer:
             raise UsageError(
                 f"decode takes token ids, and this is {kind_of(ids)}.", cause=str(error), remedy="tokenizer.decode([1])"
             ) from error
-        return self._backend.decode(known, skip_special_tokens)
+        return self.backend.decode(known, skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token in the vocabulary's spelling, None for an unknown token."""
-        return self._backend.token_to_id(token)
+        return self.backend.token_to_id(token)
 
     def id_to_token(self, index: int) -> str | None:
         """The token of an id in the vocabulary's spelling, None for an unknown id."""
-        return self._backend.id_to_token(index) if 0 <= index < 1 << 32 else None
+        return self.backend.id_to_token(index) if 0 <= index < 1 << 32 else None
 
     def detokenizer(self, skip_special_tokens: bool = False, *, after: Sequence[int] = ()) -> Detokenizer:
         """A new streaming detokenizer: its concatenated output equals `decode` of all tokens.
@@ -216,7 +216,7 @@ class Tokenizer:
         tail = [index for index in after[-_TAIL_TOKENS:] if index not in self.special_ids]
         return Detokenizer(
             self.id_to_token,
-            self._backend.stages(),
+            self.backend.stages(),
             skip=self.special_ids if skip_special_tokens else frozenset(),
             decode=lambda ids: self.decode(ids, skip_special_tokens),
             after=tail,
