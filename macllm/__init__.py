@@ -13,35 +13,43 @@ if TYPE_CHECKING:
     from macllm.checkpoint import load, save
     from macllm.errors import MacllmError
     from macllm.generation.cache_file import load_cache, save_cache
+    from macllm.generation.classify import classify, tag
     from macllm.generation.embed import embed
     from macllm.generation.stream import generate, stream
     from macllm.train.finetune import finetune
+    from macllm.train.objectives.reward import reward
 
     __version__: str
 
 __all__ = [
     "MacllmError",
     "__version__",
+    "classify",
     "embed",
     "finetune",
     "generate",
     "load",
     "load_cache",
+    "reward",
     "save",
     "save_cache",
     "stream",
+    "tag",
 ]
 
 _HOMES = {
     "MacllmError": "macllm.errors",
+    "classify": "macllm.generation.classify",
     "embed": "macllm.generation.embed",
     "finetune": "macllm.train.finetune",
     "generate": "macllm.generation.stream",
     "load": "macllm.checkpoint",
     "load_cache": "macllm.generation.cache_file",
+    "reward": "macllm.train.objectives.reward",
     "save": "macllm.checkpoint",
     "save_cache": "macllm.generation.cache_file",
     "stream": "macllm.generation.stream",
+    "tag": "macllm.generation.classify",
 }
 
 

@@ -17,7 +17,7 @@ from macllm.errors import CheckpointError, UsageError
 from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 
-from . import mlx_lm, peft
+from . import labels, mlx_lm, peft
 from .attached import Held, activate, arrays, attached, checked, detach, exchange, identity
 from .names import (
     Change,
@@ -77,20 +77,21 @@ def save(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None,
         if not names.keymaps:
             peft.refuse_names(theirs, cast(ModelInfo, model.info).config)
         refuse_shared_table(model, {**updates, **whole})
+        info = cast(ModelInfo, model.info)
         embeddings = [ours for ours, layer in layers.items() if isinstance(layer, lora.LoRAEmbedding)]
         tables = [name for ours in embeddings for name in names.theirs(ours)]
         with_head = [ours for ours, each in {**updates, **whole}.items() if isinstance(each, lora.Whole) or each.head]
         tied = [name for ours in with_head if is_tied(model, ours) for name in names.theirs(ours)]
         refuse_unknown_ties(names, tied)
         fields = {
-            "task_type": _TASKS[cast(ModelInfo, model.info).kind],
+            "task_type": labels.peft_task(info) or _TASKS[info.kind],
             **peft.base_fields((about or {}).get("model")),
             "lora_dropout": rate,
             "fan_in_fan_out": any(names.is_transposed(name) and not is_parameter(name) for name in theirs),
         }
         peft.save(theirs, fields, folder, tables, tied)
     else:
-        mlx_lm.save(theirs, rate, about or {}, folder)
+        mlx_lm.save(theirs, rate, {**(about or {}), **labels.record(cast(ModelInfo, model.info))}, folder)
 
 
 def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str | None = None) -> None:
@@ -109,6 +110,7 @@ def attach(model: nn.Module, folder: Path, base: Path | None = None, name: str |
 def _read(model: nn.Module, folder: Path, base: Path | None) -> Held:
     folder = folder.expanduser()
     config, version = read_config(folder), _version(folder)
+    labels.prepare(model, folder, config)
     of_peft = peft.holds_adapter(folder)
     found = peft.read(folder, config) if of_peft else mlx_lm.read(folder, config)
     _refuse_damaged(folder, found)

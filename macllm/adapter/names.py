@@ -92,7 +92,8 @@ class Names:
 
 
 def _has_head(model: nn.Module) -> bool:
-    return not isinstance(model, DecoderLM | EncoderLM) or model.spec.head is not None
+    """True for a model with a head, for tokens or for labels."""
+    return not isinstance(model, DecoderLM | EncoderLM) or bool(model.spec.head or model.spec.labels)
 
 
 def _without_prefix(rules: KeyMap) -> KeyMap:

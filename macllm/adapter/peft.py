@@ -28,6 +28,8 @@ from .names import EMBEDDING, HEAD
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
+CLASSIFIER = "classifier"
+"""The head of transformers' encoders that classify."""
 _PATHS = ("/", ".", "~")  # first characters of a folder's path, which no name on the hub has
 _PREFIX = "base_model.model."
 _ROOTS = ("model.", "lm_head")  # of names that checkpoints and the modules of transformers share
@@ -275,10 +277,15 @@ def save(
         **_config(theirs, about),
         "target_modules": sorted({*filterfalse(parameters.is_parameter, theirs), *_named_heads(tied, theirs)}),
         **({_TYING: all(theirs[name].head for name in embeddings)} if embeddings or tied else {}),
-        **({"modules_to_save": sorted({*whole, *_named_heads(tied, whole)})} if whole else {}),
+        **({"modules_to_save": sorted({*map(_outermost, whole), *_named_heads(tied, whole)})} if whole else {}),
     }
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     files.write_json(folder / CONFIG, config)
+
+
+def _outermost(module: str) -> str:
+    """The module that PEFT copies whole for one that is stored: of a head that classifies, it takes all."""
+    return CLASSIFIER if module.startswith(f"{CLASSIFIER}.") else module
 
 
 def _named_heads(tied: Collection[str], changed: Collection[str]) -> list[str]:

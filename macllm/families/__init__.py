@@ -15,9 +15,20 @@ from macllm.errors import CheckpointError
 from macllm.nn.spec import ModelSpec
 from macllm.weights.keymap import KeyMap
 
+from . import labels
 from .config import Config, architecture
 
-__all__ = ["FAMILIES", "OUTGROWS_FLOAT16", "Layout", "architecture", "is_known", "keys", "spec", "text_config"]
+__all__ = [
+    "FAMILIES",
+    "OUTGROWS_FLOAT16",
+    "Layout",
+    "architecture",
+    "is_known",
+    "keys",
+    "labels",
+    "spec",
+    "text_config",
+]
 
 # model_type -> (module, key of the nested text config of a multimodal checkpoint)
 FAMILIES: dict[str, tuple[str, str | None]] = {
@@ -74,7 +85,7 @@ def text_config(config: dict) -> dict:
 def spec(config: Config) -> ModelSpec:
     """The spec that a text config describes. Raises CheckpointError for invalid values."""
     try:
-        return _family(config).spec(config)
+        return labels.with_head(config, _family(config).spec(config))
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(
             f"config.json does not describe a valid {config['model_type']} model",
@@ -91,7 +102,7 @@ def keys(config: Config, layout: Layout = "hf") -> KeyMap:
     """
     family = _family(config)
     make: Callable[[Config], KeyMap] = getattr(family, _MAKERS[layout], family.keys)
-    return make(config)
+    return labels.with_names(config, make(config), layout)
 
 
 def _family(config: Config) -> ModuleType:

@@ -22,6 +22,9 @@ UNBOUNDED_ANSWER_TOKENS = 4096  # if neither the request nor the model sets a li
 def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
     """Raise UsageError for a request that this model does not support, DoesNotFitError for a long prompt."""
     defaults.check(request, info.vocab_size)
+    if info.labels is not None:
+        remedy = "macllm.classify(model, tokenizer, texts), macllm.tag or macllm.reward"
+        raise UsageError("this model classifies and cannot generate text", remedy=remedy)
     if info.kind == "encoder":
         remedy = "macllm.embed(model, tokenizer, texts)"
         raise UsageError("this model is an encoder and cannot generate text", remedy=remedy)

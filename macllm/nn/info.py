@@ -15,6 +15,7 @@ from .spec import (
     DecoderSpec,
     EncoderDecoderSpec,
     EncoderSpec,
+    LabelSpec,
     LayerSpec,
     ModelSpec,
     PerformerSpec,
@@ -55,6 +56,7 @@ class ModelInfo:
     hidden_size: int | None = None  # None: the model returns no hidden states
     eos: frozenset[int] = frozenset()
     decoder_start: int | None = None
+    labels: LabelSpec | None = None  # the head that classifies texts or tokens
     has_global_tokens: bool = False  # calls take `global_tokens`, which see all tokens and are seen by all
     rotations: frozenset[RoPESpec] = frozenset()
     packs: bool = False  # `hidden` takes `segments`: sequences one after another, none of which sees another
@@ -94,6 +96,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
         context_length=spec.context_length,
         position_count=None if embedding.positions is None else embedding.positions.count,
         hidden_size=None if kind == "encoder-decoder" else embedding.dim,
+        labels=None if isinstance(spec, EncoderDecoderSpec) else spec.labels,
         has_global_tokens=any(isinstance(layer.mixer, WindowGlobalSpec) for layer in layers),
         kv_layers=tuple(_kv_layer(layer) for layer in layers if not isinstance(layer.mixer, PerformerSpec)),
         packs=kind == "decoder" and all(map(_packs, layers)),

@@ -11,6 +11,7 @@ from macllm.errors import UsageError
 from macllm.ops.kv import Dense
 
 from .info import describe
+from .labels import LabelHead, label_head
 from .linear import Linear
 from .mask import GlobalTokens
 from .position import Span
@@ -36,6 +37,8 @@ class DecoderLM(nn.Module):
         self.decoder = Stack(spec.embedding.dim, spec.decoder)
         if spec.head is not None:
             self.head = Head(spec.head, spec.embedding)
+        if spec.labels is not None:
+            self.labels = LabelHead(spec.embedding.dim, spec.labels)
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None, lengths: mx.array | None = None) -> mx.array:
         """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
@@ -81,6 +84,13 @@ class DecoderLM(nn.Module):
             )
         return self.head(hidden, self.embedding.tokens)
 
+    def label_logits(self, tokens: mx.array, lengths: mx.array | None = None) -> mx.array:
+        """Logits of labels: (B, L), right-padded to `lengths` (B,) -> (B, C), or (B, L, C) over all tokens.
+
+        Raises UsageError on a model without such a head.
+        """
+        return label_head(self)(self.hidden(tokens, lengths=lengths), tokens, lengths)
+
     def head_modules(self) -> list[nn.Module]:
         """The modules whose weights `logits` uses."""
         return head_modules(self, self.embedding.tokens)
@@ -113,6 +123,8 @@ class EncoderLM(nn.Module):
             self.pooler = Linear(spec.embedding.dim, spec.embedding.dim)
         if spec.head is not None:
             self.head = Head(spec.head, spec.embedding)
+        if spec.labels is not None:
+            self.labels = LabelHead(spec.embedding.dim, spec.labels)
 
     def __call__(
         self,
@@ -147,6 +159,20 @@ class EncoderLM(nn.Module):
     def head_modules(self) -> list[nn.Module]:
         """The modules whose weights `logits` uses."""
         return head_modules(self, self.embedding.tokens)
+
+    def label_logits(
+        self, tokens: mx.array, lengths: mx.array | None = None, types: mx.array | None = None
+    ) -> mx.array:
+        """Logits of labels: (B, L), right-padded to `lengths` (B,) -> (B, C), or (B, L, C) over all tokens.
+
+        The first token, if its state is read, is global where there are global tokens. Raises UsageError on a model
+        without such a head.
+        """
+        head = label_head(self)
+        first = mx.broadcast_to(mx.arange(tokens.shape[1]) == 0, tokens.shape)
+        is_global = self.info.has_global_tokens and head.spec.reads == "first"
+        hidden = self.hidden(tokens, lengths, types, first if is_global else None)
+        return head(self.pooled(hidden) if head.spec.reads == "pooled" else hidden, tokens, lengths)
 
     def pooled(self, hidden: mx.array) -> mx.array:
         """tanh(dense(first token)): (B, L, D) -> (B, D). Raises UsageError on a model without a pooler."""

@@ -53,6 +53,16 @@ class EncodingModel(Protocol):
         ...
 
 
+class LabelingModel(Protocol):
+    """A model with a head that classifies texts or tokens; `info.labels` is not None."""
+
+    info: ModelInfo
+
+    def label_logits(self, tokens: mx.array, lengths: mx.array | None = None) -> mx.array:
+        """(B, L), right-padded to `lengths` (B,) -> (B, C), or (B, L, C) of a head over all tokens."""
+        ...
+
+
 class SourceModel(Protocol):
     """An encoder-decoder, which generates from a source."""
 

@@ -298,12 +298,27 @@ class HeadSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelSpec:
+    """A head with one output for each label, over all tokens or over one state of a sequence.
+
+    That is the state of the first token, of the last one that is not `padding`, or the pooler's output.
+    """
+
+    count: int
+    reads: Literal["each", "first", "last", "pooled"]
+    dense: Activation | None = None  # of a dense layer before the output
+    bias: bool = True
+    padding: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """A causal language model; without a `head` it returns hidden states only."""
+    """A causal language model; without a `head` it returns hidden states, and with `labels` their logits."""
 
     embedding: EmbeddingSpec
     decoder: StackSpec
     head: HeadSpec | None
+    labels: LabelSpec | None = None
     context_length: int | None = None  # positions it was trained for; None: no known limit
 
 
@@ -315,6 +330,7 @@ class EncoderSpec:
     encoder: StackSpec
     head: HeadSpec | None = None
     pooler: bool = False
+    labels: LabelSpec | None = None
     context_length: int | None = None
 
 

@@ -114,6 +114,15 @@ class Packs(Protocol[E_contra, B_co]):
         ...
 
 
+@runtime_checkable
+class Summarizes(Protocol):
+    """An objective whose reported metrics follow from the means of those that it sums."""
+
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The metrics to report, from the sums of `Loss.metrics` per unit of the loss."""
+        ...
+
+
 class Source(Protocol[B_co]):
     """The micro-batches of each optimizer step."""
 

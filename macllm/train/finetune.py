@@ -19,7 +19,7 @@ from macllm.ops import cpu
 from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
-from . import data, objectives, pack, run
+from . import data, heads, objectives, pack, run
 from .config import (
     Divergence,
     FinetuneConfig,
@@ -76,6 +76,7 @@ def finetune(
     teacher_top: int | None = None,
     teacher_others: OtherTokens | None = None,
     teacher_first: bool | None = None,
+    centering: float | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -150,7 +151,8 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
         run.check_vocabulary(config.model, model.info.vocab_size, tokenizer.vocab_size, _RESIZE)
     config = config.fitted(_parameters(model)).dated().pinned()
     objectives.check_kind(config, model.info)
-    objective = objectives.chosen(config)
+    names = heads.prepare(cast("nn.Module", model), tokenizer, config)
+    objective = objectives.chosen(config, names)
     pack.bin_size(config, model, objective)  # refused before rows are read
     trained = _trainable(model, config)
     adapts_all = config.method == "lora" and not config.keys
@@ -167,7 +169,8 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
         adapter.save(model, folder, _about(config) | {adapter.BASE: base})
         return folder
 
-    snapshots = run.snapshots(folder, config, {"rows": rows.fingerprint(), "adapted": trained, "base": base})
+    identity = {"rows": rows.fingerprint(), "adapted": trained, "base": base} | ({"labels": names} if names else {})
+    snapshots = run.snapshots(folder, config, identity)
     trainer = Trainer.of(model, objective, config, rows, snapshots)
     yield from run.record(folder, config, trainer.run(export), notes)
 
@@ -182,7 +185,7 @@ def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:
                 cause=f"model_type is {model.info.config.get('model_type')!r}, which runs through mlx-lm's class",
                 remedy="--lora",
             )
-        return train_weights(modules, config.num_layers)
+        return train_weights(modules, config.num_layers, heads.modules(modules))
     return lora.apply(
         modules,
         rank=config.rank,
@@ -193,7 +196,7 @@ def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:
         seed=config.seed,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        modules_to_save=our_modules_to_save(modules, config.modules_to_save),
+        modules_to_save=(*our_modules_to_save(modules, config.modules_to_save), *heads.modules(modules)),
     )
 
 

@@ -20,7 +20,7 @@ from macllm.ops.quantized import using_activations
 from . import pack
 from .buffers import Buffers
 from .config import TrainConfig
-from .contract import Arrays, B, E, Loss, Objective, Optimizer, Source
+from .contract import Arrays, B, E, Loss, Objective, Optimizer, Source, Summarizes
 from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
 from .group import Alone, Group, agree, leave, sum_gradients, sum_losses
@@ -346,7 +346,7 @@ class Trainer(Generic[B]):
             grad_norm=window.norm / window.steps,
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
             peak_bytes=mx.get_peak_memory(),
-            metrics=window.means(),
+            metrics=self._metrics(window),
         )
 
     def _evaluate(self) -> Iterator[Advanced | Evaluated]:
@@ -374,7 +374,12 @@ class Trainer(Generic[B]):
         best = before is None or loss < before
         if self.state.step:  # the untrained model does not count as the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
-        yield Evaluated(self.state.step, loss, sums.tokens, best, sums.means())
+        yield Evaluated(self.state.step, loss, sums.tokens, best, self._metrics(sums))
+
+    def _metrics(self, sums: Sums) -> dict[str, float]:
+        """The metrics per unit of the loss, or what the objective makes of them."""
+        means = sums.means()
+        return self.objective.summary(means) if isinstance(self.objective, Summarizes) else means
 
     def _save(self) -> Iterator[TrainEvent]:
         if self.snapshots is None or self._saved == _mark(self.state) or self.group.rank:

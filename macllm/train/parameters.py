@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -43,9 +43,10 @@ def size_of(parameters: Any) -> int:
     return sum(array.size for _, array in tree_flatten(parameters) if isinstance(array, mx.array))
 
 
-def train_weights(model: nn.Module, num_layers: int) -> list[str]:
+def train_weights(model: nn.Module, num_layers: int, heads: Sequence[str] = ()) -> list[str]:
     """Make the weights of the last layers trainable, or all (-1), and return their names.
 
+    `heads` are modules outside of the layers that are trained too.
     Raises UsageError for a quantized model: a step would be lost in the rounding of its weights.
     """
     if any(isinstance(module, quantize.QUANTIZED) for module in model.modules()):
@@ -58,7 +59,8 @@ def train_weights(model: nn.Module, num_layers: int) -> list[str]:
     names = [name for name, _ in tree_flatten(model.trainable_parameters())]
     if num_layers < 0:
         return names
-    names = lora.in_last_layers(names, num_layers)
+    last = lora.in_last_layers(names, num_layers)
+    names = [name for name in names if name in last or name.rpartition(".")[0] in heads]
     model.freeze()
     modules = dict(model.named_modules())
     for module, _, leaf in (name.rpartition(".") for name in names):

@@ -79,6 +79,7 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed |= {name: needed["divergence"] for name in ("distil_temperature", "data_weight", "teacher_top")}
     needed["jsd_weight"] = [*needed["divergence"], "--divergence", "jsd"]
     needed |= {name: [*needed["divergence"], "--teacher-top", "9"] for name in ("teacher_others", "teacher_first")}
+    needed["centering"] = ["--objective", "reward"]
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DataError
-from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, UnpairedPreference
+from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, TaggedWords, UnpairedPreference
 from macllm.train.turns import UnstableTemplateError
 from macllm.train.unused import has_unused_columns
 from macllm.units import count_text
@@ -148,6 +148,8 @@ def preferences(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]
 def _has_empty_turn(row: Row) -> bool:
     if isinstance(row, PlainText):
         return not row.text.strip()
+    if isinstance(row, TaggedWords):
+        return not any(word.strip() for word in row.words)
     parts = [row.messages] if isinstance(row, Chat) else [row.prompt]
     parts += [getattr(row, name) for name in ("completion", "chosen", "rejected") if hasattr(row, name)]
     if isinstance(row, Preference) and not row.prompt:  # the answers begin with it

@@ -7,7 +7,7 @@ from dataclasses import fields
 from hashlib import blake2b
 from typing import Any
 
-from macllm.train.rows import Chat, PlainText, Row
+from macllm.train.rows import Chat, PlainText, Row, TaggedWords
 
 Key = bytes
 
@@ -22,7 +22,7 @@ def question_key(row: Row) -> Key | None:
 
     That is all before the first answer, without a system message; None for texts and for rows without a question.
     """
-    if isinstance(row, PlainText):
+    if isinstance(row, PlainText | TaggedWords):
         return None
     asked = row.messages if isinstance(row, Chat) else row.prompt
     if not isinstance(asked, str):

@@ -18,10 +18,12 @@ from macllm.train.render import Example, to_examples
 from macllm.train.rows import (
     Chat,
     Messages,
+    PlainText,
     Preference,
     PromptCompletion,
     PromptOnly,
     Row,
+    TaggedWords,
     UnpairedPreference,
 )
 from macllm.train.turns import ChatTurns
@@ -180,6 +182,8 @@ def _sides(row: Row) -> list[tuple[str, Row]]:
             ]
         case UnpairedPreference(prompt, completion, label, where, tools, variables):
             return [("good" if label else "bad", PromptCompletion(prompt, completion, where, tools, variables))]
+        case TaggedWords(words, _, where):
+            return [("", PlainText(" ".join(words), where))]
         case _:
             return [("", row)]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from macllm.errors import UsageError
 
-from . import distillation, mlx_lm
+from . import distillation, mlx_lm, reward
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
 from .preference import RANGES, PreferenceSettings
@@ -27,12 +27,12 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(DistillationSettings, PreferenceSettings, TrainConfig):
+class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSettings, TrainConfig):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
     objective: Annotated[
         FinetuneObjective,
-        "what is learnt: sft (answers), which of two answers is better (orpo, simpo), a teacher (distil)",
+        "what is learnt: answers (sft, orpo, simpo), a teacher (distil), labels (classify, tag), reward",
     ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
@@ -112,4 +112,5 @@ class FinetuneConfig(DistillationSettings, PreferenceSettings, TrainConfig):
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *RANGES, *distillation.RANGES]
+        more = [*RANGES, *distillation.RANGES, *reward.RANGES]
+        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-FinetuneObjective = Literal["sft", "orpo", "simpo", "distil"]
+FinetuneObjective = Literal["sft", "orpo", "simpo", "distil", "classify", "tag", "reward"]
 
 _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "mask_prompt": ("sft", "distil"),
@@ -19,6 +19,7 @@ _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "teacher_top": ("distil",),
     "teacher_others": ("distil",),
     "teacher_first": ("distil",),
+    "centering": ("reward",),
 }
 
 

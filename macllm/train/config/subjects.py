@@ -16,6 +16,7 @@ _FIRST = {
     "data": "Data",
     "beta": "Preferences",
     "teacher": "Distillation",
+    "centering": "Reward models",
     "batch_size": "Batches and length",
     "optimizer": "Optimizer and learning rate",
     "beta1": "Moments, decay and clipping",

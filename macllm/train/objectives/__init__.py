@@ -17,8 +17,8 @@ _KINDS: dict[str, tuple[ModelKind, str]] = {
 }
 
 
-def chosen(config: FinetuneConfig) -> Objective[Any, Any, Any]:
-    """The objective of a run of fine-tuning."""
+def chosen(config: FinetuneConfig, labels: tuple[str, ...] = ()) -> Objective[Any, Any, Any]:
+    """The objective of a run of fine-tuning; `labels` are those of the model's head, in order."""
     match config.objective:
         case "sft":
             from .clm import CausalLM
@@ -36,10 +36,24 @@ def chosen(config: FinetuneConfig) -> Objective[Any, Any, Any]:
             from .distil import Distil
 
             return Distil.of(config)
+        case "classify":
+            from .classify import Classify
+
+            return Classify(labels)
+        case "tag":
+            from .tag import Tag
+
+            return Tag(labels)
+        case "reward":
+            from .reward import Reward
+
+            return Reward(config.centering, config.now)
 
 
 def check_kind(config: FinetuneConfig, info: ModelInfo) -> None:
     """Raise UsageError for a model of a kind that the objective does not train."""
+    if config.objective not in _KINDS:  # which train heads: `heads.prepare` checks the family
+        return
     kind, what = _KINDS[config.objective]
     if info.kind != kind:
         raise UsageError(

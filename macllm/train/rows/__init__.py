@@ -7,12 +7,14 @@ from .files import Source, each_row, files_of, find_files, read
 from .hub import RowFiles, is_dataset, open_split, pinned
 from .kinds import (
     Chat,
+    Label,
     Messages,
     PlainText,
     Preference,
     PromptCompletion,
     PromptOnly,
     Row,
+    TaggedWords,
     UnpairedPreference,
     content_key,
     weight_of,
@@ -21,6 +23,7 @@ from .kinds import (
 __all__ = [
     "Chat",
     "Columns",
+    "Label",
     "Messages",
     "PlainText",
     "Preference",
@@ -29,6 +32,7 @@ __all__ = [
     "Row",
     "RowFiles",
     "Source",
+    "TaggedWords",
     "UnpairedPreference",
     "content_key",
     "each_row",

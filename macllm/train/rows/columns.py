@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from macllm.errors import DataError
 
 from .conversation import check_depth, messages_in, tools_in, variables_in, without_nulls
-from .kinds import Chat, Messages, PlainText, Preference, PromptCompletion, PromptOnly, Row, UnpairedPreference
+from .kinds import (
+    Chat,
+    Label,
+    Messages,
+    PlainText,
+    Preference,
+    PromptCompletion,
+    PromptOnly,
+    Row,
+    TaggedWords,
+    UnpairedPreference,
+)
 
 EXAMPLES = (
     'a row is {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}, '
@@ -32,6 +44,7 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURNS = ("user", "assistant")
 _INSTRUCTIONS = ("system", "developer")
 _ANSWERS = ("completion", "chosen", "rejected")
+_WORDS, _TAGS = ("words", "tokens"), ("tags", "labels", "ner_tags")
 
 
 def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
@@ -44,7 +57,7 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     check_depth(values, where)
     row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
     parsed = _of_columns(row, values, where)
-    if isinstance(parsed, PlainText):
+    if isinstance(parsed, PlainText | TaggedWords):
         return parsed
     if seen := [name for name in _MEDIA if without_nulls(row.get(name))]:
         raise DataError(
@@ -55,6 +68,8 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     tools = tools_in(row.get("tools", row.get("functions")), where)
     if row.get("system"):
         parsed = _instructed(parsed, messages_in([{"role": "system", "content": row["system"]}], where))
+    if isinstance(parsed, Preference) and "margin" in row:
+        parsed = replace(parsed, margin=_margin(row["margin"], where))
     return replace(parsed, tools=tools, variables=variables_in(row.get("chat_template_kwargs"), where))
 
 
@@ -66,6 +81,9 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
         return Preference(_listed(row, where), chosen, rejected, where)
     if "messages" in row:
         return _chat(row, where)
+    words, tags = (next((name for name in names if isinstance(row.get(name), list)), "") for names in (_WORDS, _TAGS))
+    if words and tags:
+        return _tagged(row[words], row[tags], where)
     if "completions" in row and "labels" in row:
         raise DataError(
             f"{where} is stepwise (prompt, completions, labels), which no objective of macllm learns from",
@@ -78,7 +96,8 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
     if "text" in row:
         if not isinstance(row["text"], str):
             raise DataError(f"{where}: text is not a string")
-        return PlainText(row["text"], where, tuple(name for name in _FOR_TEMPLATES if name in row))
+        label = row.get("label") if isinstance(row.get("label"), Label) else None
+        return PlainText(row["text"], where, tuple(name for name in _FOR_TEMPLATES if name in row), label)
     if "prompt" in row and "completion" not in values:
         return PromptOnly(_text_or_messages(row["prompt"], where, "prompt"), where)
     if "conversations" in row:
@@ -88,6 +107,23 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
     found = ", ".join(sorted(map(str, values))) or "nothing"
     remedy = f"{EXAMPLES}; columns of other names are given by --chat-feature, --prompt-feature and others"
     raise DataError(f"{where} has no known columns", cause=f"it has {found}", remedy=remedy)
+
+
+def _tagged(words: list[Any], tags: list[Any], where: str) -> TaggedWords:
+    if len(words) != len(tags):
+        raise DataError(f"{where} has {len(words)} words and {len(tags)} labels")
+    if not all(isinstance(word, str) for word in words) or not all(isinstance(tag, Label) for tag in tags):
+        raise DataError(
+            f"{where}: words must be strings, and their labels strings or whole numbers",
+            remedy='{"words": ["Ada", "wrote"], "tags": ["PERSON", "O"]}',
+        )
+    return TaggedWords(tuple(words), tuple(tags), where)
+
+
+def _margin(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: margin is {value!r}, not a finite number")
+    return float(value)
 
 
 def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:

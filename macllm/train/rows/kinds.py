@@ -7,11 +7,12 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 Messages = list[dict[str, Any]]
+Label = str | int | bool
 
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text with a loss on every token.
+    """Text with a loss on every token, or with the label of the whole text.
 
     `unused` are the columns of its row that only a chat template reads.
     """
@@ -21,6 +22,19 @@ class PlainText:
     text: str
     where: str
     unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class TaggedWords:
+    """Words, each with a label."""
+
+    kind: ClassVar[str] = "tagged words"
+    use: ClassVar[str] = "objectives that label words (tag)"
+
+    words: tuple[str, ...]
+    tags: tuple[Label, ...]
+    where: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,10 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt, perhaps empty, with a better and a worse completion, all strings or all messages."""
+    """A prompt, perhaps empty, with a better and a worse completion, all strings or all messages.
+
+    `margin` says how much better; reward models learn at least this difference.
+    """
 
     kind: ClassVar[str] = "preference"
     use: ClassVar[str] = "objectives that compare answers, such as DPO and reward models"
@@ -74,6 +91,7 @@ class Preference:
     where: str
     tools: list[Any] | None = None
     variables: dict[str, Any] | None = None
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,7 @@ class UnpairedPreference:
     variables: dict[str, Any] | None = None
 
 
-Row = PlainText | Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference
+Row = PlainText | TaggedWords | Chat | PromptOnly | PromptCompletion | Preference | UnpairedPreference
 
 
 def content_key(row: Row) -> bytes:

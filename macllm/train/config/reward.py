@@ -1,0 +1,18 @@
+"""Settings of reward models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """Settings of reward models."""
+
+    centering: Annotated[
+        float, "reward: weight of the squared sum of the rewards of a pair, which keeps them near 0; 0: none"
+    ] = 0.0
+
+
+RANGES = [("centering", 0.0, 1e3)]
