@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,13 @@ from macllm.files import json_text
 from macllm.train.config import FinetuneConfig
 from macllm.units import bytes_text, count_text
 
-from . import names
+from . import answers, names
 from .fetch import fetch_rows, fetch_tokenizer
-from .output import Progress, working
+from .output import followed, working
 from .settings import options_for
 
 if TYPE_CHECKING:
     from macllm.train.check import DataReport
-    from macllm.train.events import Advanced
 
 SHOWN_ON_A_TERMINAL = 2
 # Settings of a run that change its examples.
@@ -37,6 +35,9 @@ def command(ctx: click.Context) -> None:
     """Check training data before a run, and show the cache of encoded rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+command.add_command(answers.answer)
 
 
 @command.command("check")
@@ -79,7 +80,7 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
         context_length=_context_length(folder),
         show=shown if show is None else show,
     )
-    report = _followed(work)
+    report = followed(work)
     if as_json:
         click.echo(json_text(report.as_dict(), indent=2))
     else:
@@ -127,19 +128,3 @@ def _context_length(folder: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return read_shape(config).context_tokens if isinstance(config, dict) else None
-
-
-def _followed(work: Generator[Advanced, None, DataReport]) -> DataReport:
-    """The result of the work, with a line of progress for each kind."""
-    kind, line = "", Progress("")
-    try:
-        while True:
-            event = next(work)
-            if event.work != kind:
-                line.close()
-                kind, line = event.work, Progress(event.work, unit="rows")
-            line.update(event.done, event.total)
-    except StopIteration as end:
-        return end.value
-    finally:
-        line.close()

@@ -7,15 +7,19 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from macllm.errors import MacllmError
 from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
 
+if TYPE_CHECKING:
+    from macllm.train.events import Advanced
+
+T = TypeVar("T")
 REDRAW_SECONDS = 0.1
 PLAIN_LINE_SECONDS = 10.0
 FIRST_LINE_SECONDS = 1.5
@@ -155,3 +159,19 @@ def working(text: str, stream: TextIO | None = None) -> Iterator[None]:
         if width:
             out.write("\r" + " " * width + "\r")
             out.flush()
+
+
+def followed(work: Generator[Advanced, None, T]) -> T:
+    """The result of the work, with a line of progress for each kind."""
+    kind, line = "", Progress("")
+    try:
+        while True:
+            event = next(work)
+            if event.work != kind:
+                line.close()
+                kind, line = event.work, Progress(event.work, unit="rows")
+            line.update(event.done, event.total)
+    except StopIteration as end:
+        return end.value
+    finally:
+        line.close()
