@@ -22,6 +22,7 @@ UNITS = {
     "reading": "rows",
     "encoding": "rows",
     "asking the teacher": "rows",
+    "preparing": "rows",
     "training": "steps",
     "evaluating": "batches",
     "saving": "snapshots",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from macllm.train.config import TrainConfig
 
 SHORT = {"model": "-m", "data": "-d"}
+_MOST_CHOICE_CHARS = 44  # of choices in the name of a value; more are in the text
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -123,6 +124,9 @@ def _flags(config: type[TrainConfig], names: Container[str]) -> list[Callable[..
             text = f"{_sentence(explained[name])} {_default(name, defaults[name])}".rstrip()
             value = _type(hints[name])
             metavar = _METAVARS.get(value) if isinstance(value, type) else None
+            if isinstance(value, click.Choice) and len("|".join(value.choices)) > _MOST_CHOICE_CHARS:
+                metavar, text = "NAME", f"{_sentence(explained[name])} One of {', '.join(value.choices)}. "
+                text += _default(name, defaults[name])
             flags = _names(name, hints[name])
             options.append(click.option(*flags, default=None, help=text, type=value, metavar=metavar, cls=kind))
     return options

@@ -22,7 +22,7 @@ from macllm.nn.protocol import LanguageModel
 from macllm.text.tokenizer import Tokenizer
 
 from .events import Advanced
-from .rows import Chat, Messages, PlainText, Row
+from .rows import Chat, Messages, PlainText, Row, TaggedWords
 
 _SIDECAR = ".made-by.json"
 _ROW = "row"  # column of the output: the number of the question, from 0
@@ -80,7 +80,7 @@ class _Asked:
 def _question(row: Row) -> _Asked:
     """The prompt of a row; of a conversation, all before the answer at its end."""
     match row:
-        case PlainText():
+        case PlainText() | TaggedWords():
             raise DataError(
                 f"{row.where} is a row of kind {row.kind}",
                 cause="a text has no question to answer",

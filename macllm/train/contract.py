@@ -123,6 +123,15 @@ class Summarizes(Protocol):
         ...
 
 
+@runtime_checkable
+class Measures(Protocol[M_contra, B]):
+    """An objective whose loss needs a number of the whole step, taken without gradients."""
+
+    def measured(self, model: M_contra, batches: Sequence[B], step: Sequence[B]) -> list[B]:
+        """The batches with this number, taken with the current weights over `step`, which they are part of."""
+        ...
+
+
 class Source(Protocol[B_co]):
     """The micro-batches of each optimizer step."""
 

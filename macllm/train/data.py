@@ -46,12 +46,12 @@ class Prepares(Protocol[M_contra, E]):
     """An objective whose examples get numbers from a model before training, as those of a reference."""
 
     def prepare(
-        self, model: M_contra, dataset: Dataset[E], folder: Path | None
+        self, model: M_contra, dataset: Dataset[E], folder: Path | None, base: str
     ) -> Generator[Advanced, None, Dataset[E]]:
         """The dataset with these numbers, yielding progress.
 
-        `model` has the weights with which the run began, also in a resumed run. Numbers kept in `folder`, that of the
-        run, are read instead of computed again.
+        `model` has the weights with which the run began, also in a resumed run, and `base` is their fingerprint.
+        Numbers kept in `folder`, that of the run, are read instead of computed again.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress: rows read, encoded or taught, steps trained, batches evaluated or snapshots saved.
+    """Progress: rows read, encoded or prepared, steps trained, batches evaluated or snapshots saved.
 
     A total of 0 is not known yet.
 
@@ -18,7 +18,7 @@ class Advanced:
     MLX's memory in bytes, now and at most. Not written to metrics.jsonl.
     """
 
-    work: Literal["reading", "encoding", "asking the teacher", "training", "evaluating", "saving"]
+    work: Literal["reading", "encoding", "preparing", "asking the teacher", "training", "evaluating", "saving"]
     done: int
     total: int
     loss: float | None = None

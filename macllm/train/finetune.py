@@ -28,6 +28,8 @@ from .config import (
     Method,
     OptimizerName,
     OtherTokens,
+    PreferenceLoss,
+    Reference,
     Schedule,
     Select,
 )
@@ -77,6 +79,11 @@ def finetune(
     teacher_others: OtherTokens | None = None,
     teacher_first: bool | None = None,
     centering: float | None = None,
+    preference_loss: PreferenceLoss | None = None,
+    label_smoothing: float | None = None,
+    desirable_weight: float | None = None,
+    undesirable_weight: float | None = None,
+    reference: Reference | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -161,7 +168,7 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     if model.info.vocab_size is not None:
         run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)
     if isinstance(objective, data.Prepares):
-        rows = yield from objective.prepare(model, rows, folder)
+        rows = yield from objective.prepare(model, rows, folder, base)
 
     def export() -> Path:
         if config.method == "full":

@@ -28,7 +28,7 @@ from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .parameters import are_finite, check_shapes, compute_layers_again, eval_in_chunks, shapes, size_of
 from .power import BatteryPause
 from .snapshot import Snapshots, Sums, TrainState
-from .sources import Rows, Validation
+from .sources import Rows, Validation, measured
 from .spikes import SpikeRules
 
 _LOWER_RATE = "a new run with a lower --learning-rate, or macllm runs fork with --set learning_rate=X"
@@ -356,7 +356,7 @@ class Trainer(Generic[B]):
         sums = Sums()
         self.model.eval()
         try:
-            batches = enumerate(self.validation.batches())
+            batches = enumerate(measured(self.objective, self.model, self.validation.batches()))
             for number, batch in islice(batches, self.group.rank, None, self.group.size):
                 yield Advanced("evaluating", number, len(self.validation))
                 sums = sums.plus(Sums.of(self.loss(batch), batch))

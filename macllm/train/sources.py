@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, cast
 
 import mlx.nn as nn
 import numpy as np
 
-from .contract import B, E, Objective, Packs
+from .contract import B, E, Measures, Objective, Packs
 from .events import Counts
 from .order import Bin, Order
 
@@ -54,7 +54,15 @@ class Rows(Generic[E, B]):
         return -(-self._order.batches_per_epoch // self._accumulation)
 
     def batches(self, step: int, model: nn.Module) -> Iterator[B]:
-        """The micro-batches of step `step`, from 0; the model has no influence."""
+        """The micro-batches of step `step`, from 0; only what the objective measures depends on the model."""
+        if not isinstance(self._objective, Measures):
+            yield from self._collated(step)
+            return
+        own = list(self._collated(step))
+        every = own if self._size == 1 else list(self.part(0, 1)._collated(step))
+        yield from measured(self._objective, model, own, every)
+
+    def _collated(self, step: int) -> Iterator[B]:
         for micro, bins in self._micro_batches(step):
             random = _generator(self._seed, _TRAINING, step, micro)
             examples = [[self._examples[i] for i in each] for each in bins]
@@ -138,6 +146,16 @@ class Validation(Generic[E, B]):
         """The batches, in order."""
         for number, examples in enumerate(self._batches):
             yield self._objective.collate(examples, _generator(self._seed, _VALIDATION, number))
+
+
+def measured(
+    objective: Objective[Any, Any, B], model: nn.Module, batches: Iterable[B], step: Sequence[B] | None = None
+) -> Iterable[B]:
+    """The batches with what the objective measures over `step`, or over themselves."""
+    if not isinstance(objective, Measures):
+        return batches
+    own = list(batches)
+    return objective.measured(model, own, own if step is None else step)
 
 
 def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:

@@ -80,6 +80,8 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed["jsd_weight"] = [*needed["divergence"], "--divergence", "jsd"]
     needed |= {name: [*needed["divergence"], "--teacher-top", "9"] for name in ("teacher_others", "teacher_first")}
     needed["centering"] = ["--objective", "reward"]
+    needed |= {name: ["--objective", "dpo"] for name in ("preference_loss", "label_smoothing", "reference")}
+    needed |= {name: ["--objective", "kto"] for name in ("desirable_weight", "undesirable_weight")}
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")

@@ -9,6 +9,7 @@ from .distillation import Divergence, OtherTokens
 from .finetune import FinetuneConfig, Method
 from .objective import FinetuneObjective
 from .optimizer import OptimizerName
+from .preference import PreferenceLoss, Reference
 from .pretrain import PretrainConfig
 from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
 
@@ -21,7 +22,9 @@ __all__ = [
     "Method",
     "OptimizerName",
     "OtherTokens",
+    "PreferenceLoss",
     "PretrainConfig",
+    "Reference",
     "Schedule",
     "Select",
     "TrainConfig",

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from macllm.errors import UsageError
 
-from . import distillation, mlx_lm, reward
+from . import distillation, mlx_lm, preference, reward
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
-from .preference import RANGES, PreferenceSettings
+from .preference import PreferenceSettings
 from .training import SMALLEST, TrainConfig
 from .values import refuse_set
 
@@ -32,7 +32,7 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
 
     objective: Annotated[
         FinetuneObjective,
-        "what is learnt: answers (sft, orpo, simpo), a teacher (distil), labels (classify, tag), reward",
+        "sft; preferences: dpo, kto, orpo, simpo, reward; labels: classify, tag; a teacher: distil",
     ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
@@ -64,6 +64,7 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         **distillation.CHOICES,
         "method": get_args(Method),
         "objective": get_args(FinetuneObjective),
+        **preference.CHOICES,
     }
 
     def __post_init__(self) -> None:
@@ -82,6 +83,7 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         super()._check_effects()
         refuse_set(self, unread(self.objective), f"objective is {self.objective}")
         distillation.check(self, self.objective == "distil")
+        preference.check(self, self.method == "full")
         refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
@@ -112,5 +114,5 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        more = [*RANGES, *distillation.RANGES, *reward.RANGES]
+        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-FinetuneObjective = Literal["sft", "orpo", "simpo", "distil", "classify", "tag", "reward"]
+FinetuneObjective = Literal["sft", "dpo", "kto", "orpo", "simpo", "distil", "classify", "tag", "reward"]
 
 _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "mask_prompt": ("sft", "distil"),
     "packing": ("sft",),
-    "beta": ("orpo", "simpo"),
+    "beta": ("dpo", "kto", "orpo", "simpo"),
     "gamma": ("simpo",),
     "teacher": ("distil",),
     "divergence": ("distil",),
@@ -20,6 +20,11 @@ _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "teacher_others": ("distil",),
     "teacher_first": ("distil",),
     "centering": ("reward",),
+    "preference_loss": ("dpo",),
+    "label_smoothing": ("dpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "reference": ("dpo", "kto"),
 }
 
 

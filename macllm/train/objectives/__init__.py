@@ -11,6 +11,8 @@ from macllm.train.contract import Objective
 
 _KINDS: dict[str, tuple[ModelKind, str]] = {
     "sft": ("decoder", "a causal language model"),
+    "dpo": ("decoder", "a causal language model"),
+    "kto": ("decoder", "a causal language model"),
     "orpo": ("decoder", "a causal language model"),
     "simpo": ("decoder", "a causal language model"),
     "distil": ("decoder", "a causal language model"),
@@ -24,6 +26,14 @@ def chosen(config: FinetuneConfig, labels: tuple[str, ...] = ()) -> Objective[An
             from .clm import CausalLM
 
             return CausalLM(config.mask_prompt, config.now)
+        case "dpo":
+            from .dpo import DPO
+
+            return DPO(config, config.now)
+        case "kto":
+            from .kto import KTO
+
+            return KTO(config, config.now)
         case "orpo":
             from .orpo import ORPO
 

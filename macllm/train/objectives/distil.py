@@ -82,9 +82,12 @@ class Distil:
         return to_examples(row, tokenizer, self.mask_prompt, self.now)
 
     def prepare(
-        self, model: LanguageModel, dataset: Dataset[Example], folder: Path | None
+        self, model: LanguageModel, dataset: Dataset[Example], folder: Path | None, base: str
     ) -> Generator[Advanced, None, Dataset[Example]]:
-        """The dataset with the teacher's likeliest tokens, kept in `folder`, or with the teacher's name alone."""
+        """The dataset with the teacher's likeliest tokens, kept in `folder`, or with the teacher's name alone.
+
+        The student's weights do not matter.
+        """
         self.teacher.check_lengths([*dataset.train, *dataset.valid])
         if not self.first or folder is None:
             return self.teacher.marked(dataset)

@@ -13,17 +13,21 @@ import numpy as np
 from macllm.errors import DataError
 from macllm.nn.protocol import LanguageModel
 from macllm.train.render import Example, TextTokenizer, to_examples
-from macllm.train.rows import Preference, PromptCompletion, Row
+from macllm.train.rows import Messages, Preference, PromptCompletion, Row, UnpairedPreference
 
 from .clm import Batch, collate, target_losses
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The better and the worse answer, each after its prompt, with the loss on the answer."""
+    """The better and the worse answer, each after its prompt, with the loss on the answer.
+
+    `reference` are the log-probabilities of both under the reference, in nats, if they are known.
+    """
 
     chosen: Example
     rejected: Example
+    reference: tuple[float, float] | None = None
 
     @property
     def where(self) -> str:
@@ -71,11 +75,11 @@ def to_pair(row: Row, tokenizer: TextTokenizer, now: datetime | None) -> Pair:
             cause="this objective compares two answers to the same prompt",
             remedy='rows of {"prompt": ..., "chosen": ..., "rejected": ...}',
         )
-    return Pair(*(answer(row, completion, tokenizer, now) for completion in (row.chosen, row.rejected)))
+    return Pair(answer(row, row.chosen, tokenizer, now), answer(row, row.rejected, tokenizer, now))
 
 
 def answer(
-    row: Preference, completion: str | list[dict[str, object]], tokenizer: TextTokenizer, now: datetime | None
+    row: Preference | UnpairedPreference, completion: str | Messages, tokenizer: TextTokenizer, now: datetime | None
 ) -> Example:
     """The prompt of a row with one of its completions, and the loss on the completion."""
     asked = PromptCompletion(row.prompt, completion, row.where, row.tools, row.variables)
@@ -91,9 +95,13 @@ def answer(
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs side by side: the rows of `rows` are the N better answers, then the N worse ones."""
+    """Pairs side by side: the rows of `rows` are the N better answers, then the N worse ones.
+
+    `reference` are the log-probabilities of these rows under the reference, (2N,) float32, if they are known.
+    """
 
     rows: Batch
+    reference: np.ndarray | None = None
 
     @property
     def num_target_tokens(self) -> int:
@@ -106,15 +114,20 @@ class PairBatch:
 
 def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     """One batch of 2N right-padded rows."""
-    return PairBatch(collate([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]))
+    known = [pair.reference for pair in pairs if pair.reference is not None]
+    reference = np.array(known, dtype=np.float32).T.reshape(-1) if len(known) == len(pairs) else None
+    return PairBatch(collate([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]), reference)
 
 
 def log_probabilities(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:
     """Summed log-probability of each row's supervised tokens, and their number, both (B,) float32."""
     losses, weights, rows = target_losses(model, batch)
-    count = len(batch.inputs)
-    sums = mx.zeros(count).at[rows].add(-losses * weights)
-    return sums, mx.zeros(count).at[rows].add(weights)
+    counts = np.count_nonzero(batch.weights, axis=1)
+    # A row's losses side by side: their sum rounds less than one after another.
+    places = np.concatenate([np.arange(count) for count in counts]).astype(np.int32)
+    beside = mx.zeros((len(counts), max(1, int(counts.max(initial=0)))))
+    sums = beside.at[rows, mx.array(places)].add(-losses * weights).sum(axis=1)
+    return sums, mx.array(batch.weights.sum(axis=1))
 
 
 def halves(values: mx.array) -> tuple[mx.array, mx.array]:
@@ -123,7 +136,15 @@ def halves(values: mx.array) -> tuple[mx.array, mx.array]:
     return values[:count], values[count:]
 
 
-def margin_metrics(better: mx.array, worse: mx.array) -> dict[str, mx.array]:
-    """Sums of pairs ordered rightly (a tie is half) and of margins, from scores of both answers (N,)."""
-    right = (better > worse) + 0.5 * (better == worse)
-    return {"accuracy": mx.stop_gradient(right).sum(), "margin": mx.stop_gradient(better - worse).sum()}
+def margin_metrics(better: mx.array, worse: mx.array, tie: float = 0.0) -> dict[str, mx.array]:
+    """Sums of pairs ordered rightly and of margins, from scores of both answers (N,).
+
+    Scores that are at most `tie` apart are ordered half rightly.
+    """
+    margins = mx.stop_gradient(better - worse)
+    return {"accuracy": signs(margins, tie).sum(), "margin": margins.sum()}
+
+
+def signs(margins: mx.array, tie: float) -> mx.array:
+    """1 for margins above `tie`, 0 for those below its negative, 0.5 between: (N,) float32."""
+    return (margins > tie) + 0.5 * (mx.abs(margins) <= tie)

@@ -33,7 +33,7 @@ class RankedPair(Pair):
 
     def cut(self, start: int, stop: int) -> Self:
         """The pair of the tokens from `start` to `stop` of each."""
-        return type(self)(self.chosen.cut(start, stop), self.rejected.cut(start, stop), self.margin)
+        return type(self)(self.chosen.cut(start, stop), self.rejected.cut(start, stop), margin=self.margin)
 
     def fingerprint(self) -> bytes:
         """The fingerprints of both, and the margin."""
@@ -63,7 +63,8 @@ class Reward:
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[RankedPair]:
         """The pair of a row with its margin."""
         pair = to_pair(row, tokenizer, self.now)
-        return [RankedPair(pair.chosen, pair.rejected, row.margin if isinstance(row, Preference) else 0.0)]
+        margin = row.margin if isinstance(row, Preference) else 0.0
+        return [RankedPair(pair.chosen, pair.rejected, margin=margin)]
 
     def collate(self, examples: Sequence[RankedPair], random: np.random.Generator) -> RankedBatch:
         """One batch of 2N right-padded rows; nothing in it is random."""

@@ -171,7 +171,7 @@ def models() -> tuple[nn.Module, nn.Module]:
 
 
 def stored(objective: Distil, student: nn.Module, folder: Path) -> Dataset[Any]:
-    return finished(objective.prepare(student, Dataset(ROWS[:3], ROWS[3:], Counts()), folder))
+    return finished(objective.prepare(student, Dataset(ROWS[:3], ROWS[3:], Counts()), folder, ""))
 
 
 @pytest.mark.parametrize("bits", [None, 4])

@@ -182,7 +182,7 @@ def pairs_of(*lengths: tuple[int, int], margins: Sequence[float] = (), same: boo
     """Pairs of answers of these lengths."""
     made = [(example(a, 1), example(b, 1, seed=0 if same else 1)) for a, b in lengths]
     given = margins or [0.0] * len(made)
-    return [RankedPair(*both, margin) for both, margin in zip(made, given, strict=True)]
+    return [RankedPair(*both, margin=margin) for both, margin in zip(made, given, strict=True)]
 
 
 PAIRS = {
