@@ -1,4 +1,4 @@
-"""`macllm data`: check training data."""
+"""`macllm data`: check training data, and make some by a model's own judgement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from macllm.files import json_text
 from macllm.train.config import FinetuneConfig
 from macllm.units import bytes_text, count_text
 
-from . import answers, names
+from . import answers, constitution, names
 from .fetch import fetch_rows, fetch_tokenizer
 from .output import followed, working
 from .settings import options_for
@@ -32,12 +32,13 @@ _SETTINGS = (
 @click.group("data", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Check training data before a run, and show the cache of encoded rows."""
+    """Check training data, make some by a model's judgement, and show the cache of encoded rows."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-command.add_command(answers.answer)
+for _made in (answers.answer, constitution.critique, constitution.prefer):
+    command.add_command(_made)
 
 
 @command.command("check")

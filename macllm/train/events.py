@@ -7,10 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+Work = Literal[
+    "reading",
+    "encoding",
+    "preparing",
+    "asking the teacher",
+    "training",
+    "evaluating",
+    "saving",
+    "revising",
+    "comparing",
+]
+
 
 @dataclass(frozen=True)
 class Advanced:
-    """Progress: rows read, encoded or prepared, steps trained, batches evaluated or snapshots saved.
+    """Progress of some work: rows, steps, batches, snapshots or questions that are done.
 
     A total of 0 is not known yet.
 
@@ -18,7 +30,7 @@ class Advanced:
     MLX's memory in bytes, now and at most. Not written to metrics.jsonl.
     """
 
-    work: Literal["reading", "encoding", "preparing", "asking the teacher", "training", "evaluating", "saving"]
+    work: Work
     done: int
     total: int
     loss: float | None = None

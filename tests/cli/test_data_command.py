@@ -1,4 +1,4 @@
-"""`macllm data check`: its report, its masks, and its exit codes."""
+"""`macllm data`: reports of checks, their masks and exit codes, and data by a model's judgement."""
 
 from __future__ import annotations
 
@@ -119,3 +119,24 @@ def test_an_interrupt_ends_a_check_quietly(
 def test_without_a_subcommand_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data"]) == 0
     assert "check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "column"), [("critique", "completion"), ("prefer", "answers")])
+def test_a_model_judges_its_own_answers(
+    name: str, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("principles.toml").write_text('[[principle]]\nname = "short"\ntext = "Be short."\n')
+    Path("prompts.jsonl").write_text('{"prompt": "What is RoPE?"}\n{"prompt": "What is GQA?"}\n')
+    given = ["data", name, "prompts.jsonl", "-p", "principles.toml", "-n", "8", "-o", "made.jsonl", "--json"]
+    assert cli.main(given) == 0
+    assert json.loads(capsys.readouterr().out)["questions"] == 2
+    files = [path for path in (Path("made.jsonl"), Path("made.skipped.jsonl")) if path.exists()]
+    made = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert len(made) == 2
+    assert all(column in row for row in made)
+    before = files[0].read_bytes()
+    assert cli.main([*given, "--seed", "1"]) == 2
+    assert "other prompts, principles or settings" in capsys.readouterr().err
+    assert cli.main(given) == 0
+    assert files[0].read_bytes() == before

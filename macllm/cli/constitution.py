@@ -1,0 +1,172 @@
+"""`macllm data critique` and `macllm data prefer`: training data by a model's own judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from macllm.errors import UsageError
+from macllm.files import json_text
+
+from . import names
+from .fetch import fetch
+from .native import answering
+from .output import followed, say, working
+
+if TYPE_CHECKING:
+    from macllm.train.constitution.principles import Principle
+    from macllm.train.constitution.prompts import AskedQuestion
+    from macllm.train.constitution.records import RecordFiles
+    from macllm.train.constitution.speaker import ModelSpeaker
+
+_HIGHEST = 100.0  # of a temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JudgementOptions:
+    """Options of both commands."""
+
+    prompts: str
+    principles: str
+    output: str
+    model: str
+    adapter: str | None
+    max_tokens: int
+    temperature: float
+    seed: int
+    as_json: bool
+
+
+def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument and the options of both commands; the function gets them as `_JudgementOptions`."""
+
+    def called(**given: Any) -> Any:
+        shared = {name: given.pop(name) for name in _JudgementOptions.__dataclass_fields__}
+        return function(_JudgementOptions(**shared), **given)
+
+    called.__doc__ = function.__doc__
+    for option in reversed(
+        (
+            click.argument("prompts", metavar="FILE"),
+            click.option("-p", "--principles", required=True, metavar="FILE", help="Principles, as TOML."),
+            click.option("-o", "--output", required=True, metavar="FILE", help="File of JSON lines to write."),
+            click.option(
+                "-m", "--model", default="maclet", show_default=True, metavar="NAME", shell_complete=names.models,
+                help="Model that answers and judges.",
+            ),
+            click.option(
+                "--adapter", metavar="FOLDER", shell_complete=names.folders, help="LoRA adapter of the model."
+            ),
+            click.option(
+                "-n", "--max-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N",
+                help="Longest answer, in tokens.",
+            ),
+            click.option(
+                "--temperature", type=click.FloatRange(0, _HIGHEST), default=0.7, show_default=True, metavar="X",
+                help="Temperature of the answers.",
+            ),
+            click.option(
+                "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Random seed."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print the numbers as one JSON object."),
+        )
+    ):  # fmt: skip
+        called = option(called)
+    return called
+
+
+@click.command("critique")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
+    help="Critiques and revisions of each answer.",
+)  # fmt: skip
+@_shared
+def critique(options: _JudgementOptions, rounds: int) -> None:
+    """Answer the questions in FILE, and let the model criticize and revise its answers by principles.
+
+    The output is training data for macllm finetune: rows of the prompt and the last revision, with the first answer and
+    the dialogue beside them to look at. Questions too long for the context go to a file beside it, with .skipped before
+    its ending. The file of principles has a table [[principle]] with name and text for each,
+    and if wanted the texts of critique, revision and preference. The same command again goes on after an interruption.
+    """
+    from macllm.train.constitution.revising import revise
+
+    questions, principles, speaker = _ready(options)
+    work = revise(questions, principles, speaker, _output(options), rounds=rounds, seed=options.seed)
+    with answering():
+        found = followed(work)
+    if options.as_json:
+        click.echo(json_text(asdict(found)))
+        return
+    say(f"{found.questions} questions, {found.changed} answers revised, {found.too_long} too long for the context")
+    click.echo(options.output)
+
+
+@click.command("prefer")
+@click.option(
+    "--margin", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",
+    help="Leave out pairs with log-odds up to X for the better answer.",
+)  # fmt: skip
+@_shared
+def prefer(options: _JudgementOptions, margin: float) -> None:
+    """Answer each question in FILE twice, and let the model choose the better answer by principles.
+
+    It is asked in both orders, so that a preference for a position cancels. The output is training data for macllm
+    finetune --objective dpo: rows of the prompt, the chosen and the rejected answer, with both scores beside them.
+    Undecided pairs, and questions too long for the context, go to a file beside it, with .skipped before its ending.
+    The same command again goes on after an interruption.
+    """
+    from macllm.train.constitution.comparing import compare
+
+    if not options.temperature:
+        raise UsageError("both answers would be the same", cause="the temperature is 0", remedy="--temperature 0.7")
+    questions, principles, speaker = _ready(options)
+    work = compare(questions, principles, speaker, speaker, _output(options), margin=margin, seed=options.seed)
+    with answering():
+        found = followed(work)
+    if options.as_json:
+        click.echo(json_text(asdict(found)))
+        return
+    say(
+        f"{found.questions} questions: {found.decided} decided, {found.consistent} of them the same way in both "
+        f"orders; {found.undecided} undecided, {found.too_long} too long for the context; "
+        f"log-odds of {found.position_bias:+.2f} for the answer named first"
+    )
+    click.echo(options.output)
+
+
+def _ready(options: _JudgementOptions) -> tuple[Sequence[AskedQuestion], Sequence[Principle], ModelSpeaker]:
+    """Questions, principles and the model, in the order in which they can be wrong."""
+    from macllm.train import rows
+    from macllm.train.constitution import principles, prompts
+
+    source, _ = rows.find_files(options.prompts, "")
+    questions = prompts.questions(rows.read(source))
+    known = principles.read(Path(options.principles))
+    folder = fetch(options.model)
+    from macllm import checkpoint
+    from macllm.train.constitution.speaker import ModelSpeaker
+
+    with working("loading the model"):
+        model, tokenizer = checkpoint.load(folder, options.adapter)
+    speaker = ModelSpeaker(
+        model, tokenizer, options.model, max_tokens=options.max_tokens, temperature=options.temperature
+    )
+    return questions, known, speaker
+
+
+def _output(options: _JudgementOptions) -> RecordFiles:
+    """The file to write; what it depends on is known by the contents of the model and its adapter."""
+    import hashlib
+
+    from macllm.train.constitution.records import RecordFiles
+    from macllm.weights.fingerprint import fingerprint
+
+    weights = sorted(Path(options.adapter).glob("*.safetensors")) if options.adapter else []
+    adapter = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
+    settings = [fingerprint(fetch(options.model)), adapter, options.max_tokens, options.temperature]
+    return RecordFiles(Path(options.output), settings)
