@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
+
+    from macllm.nn.protocol import LanguageModel
 
     from .events import Counts
     from .render import TextTokenizer
@@ -147,6 +149,36 @@ class Source(Protocol[B_co]):
 
     def batches(self, step: int, model: nn.Module) -> Iterator[B_co]:
         """The micro-batches of step `step`, from 0: a function of (seed, step, weights of `model`) alone."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A source that keeps what it generated for several steps; a snapshot has it."""
+
+    def kept(self, step: int) -> Arrays:
+        """The arrays that step `step` needs of earlier ones; empty if it begins anew."""
+        ...
+
+    def restore(self, kept: Arrays) -> None:
+        """Become the source that `kept` these arrays."""
+        ...
+
+
+@runtime_checkable
+class Generates(Protocol[E, B_co]):
+    """An objective whose batches are generated with the current weights, from batches of prompts."""
+
+    def bound(self, model: LanguageModel, tokenizer: TextTokenizer) -> Self:
+        """The objective with what generates and rewards: `model` and the tokenizer."""
+        ...
+
+    def source(self, prompts: Source[Any], micro_batch: int) -> Source[B_co]:
+        """The source of generated batches, of answers to `micro_batch` prompts each."""
+        ...
+
+    def evaluate(self, model: LanguageModel, batch: Any) -> Loss:
+        """The measure of validation on a batch of prompts, as a loss: lower is better."""
         ...
 
 

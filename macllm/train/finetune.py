@@ -19,7 +19,7 @@ from macllm.ops import cpu
 from macllm.text.messages import kind_of
 from macllm.weights.fingerprint import fingerprint
 
-from . import data, heads, objectives, pack, run
+from . import data, heads, objectives, pack, rewards, run
 from .config import (
     Divergence,
     FinetuneConfig,
@@ -33,6 +33,8 @@ from .config import (
     Schedule,
     Select,
 )
+from .config.reinforcement import Importance, PolicyLoss, ScaleRewards
+from .contract import Generates
 from .events import TrainEvent
 from .loop import Trainer
 from .parameters import tell_of_experts, train_weights
@@ -84,6 +86,26 @@ def finetune(
     desirable_weight: float | None = None,
     undesirable_weight: float | None = None,
     reference: Reference | None = None,
+    rewards: Sequence[str] | None = None,
+    reward_weights: Sequence[str] | None = None,
+    answer_feature: str | None = None,
+    judge: str | None = None,
+    num_generations: int | None = None,
+    max_completion_length: int | None = None,
+    num_iterations: int | None = None,
+    num_minibatches: int | None = None,
+    kl_coefficient: float | None = None,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    policy_loss: PolicyLoss | None = None,
+    importance: Importance | None = None,
+    scale_rewards: ScaleRewards | None = None,
+    leave_one_out: bool | None = None,
+    discount: float | None = None,
+    gae_lambda: float | None = None,
+    value_coefficient: float | None = None,
+    value_clip: float | None = None,
+    whiten: bool | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -169,14 +191,18 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
         run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)
     if isinstance(objective, data.Prepares):
         rows = yield from objective.prepare(model, rows, folder, base)
+    if isinstance(objective, Generates):
+        objective = objective.bound(model, tokenizer)
 
     def export() -> Path:
+        objectives.drop_value_head(cast("nn.Module", model))
         if config.method == "full":
             return checkpoint.save(model, tokenizer, config.result, checkpoint.stored_types(source))
         adapter.save(model, folder, _about(config) | {adapter.BASE: base})
         return folder
 
     identity = {"rows": rows.fingerprint(), "adapted": trained, "base": base} | ({"labels": names} if names else {})
+    identity |= {"rewarded": rewards.identity(config.rewards)} if config.rewards else {}
     snapshots = run.snapshots(folder, config, identity)
     trainer = Trainer.of(model, objective, config, rows, snapshots)
     yield from run.record(folder, config, trainer.run(export), notes)

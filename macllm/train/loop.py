@@ -23,6 +23,7 @@ from .config import TrainConfig
 from .contract import Arrays, B, E, Loss, Objective, Optimizer, Source, Summarizes
 from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
+from .generating import generated, kept_by, measure, restore
 from .group import Alone, Group, agree, leave, sum_gradients, sum_losses
 from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .parameters import are_finite, check_shapes, compute_layers_again, eval_in_chunks, shapes, size_of
@@ -105,7 +106,7 @@ class Trainer(Generic[B]):
             bin_size=bin_size,
             counts=dataset.counts,
         )
-        source = source.regrouped(size).part(group.rank, group.size)
+        source = generated(objective, source.regrouped(size).part(group.rank, group.size), size, group.size)
         validation = Validation(
             objective,
             dataset.valid,
@@ -128,6 +129,7 @@ class Trainer(Generic[B]):
             mx.eval(weights)
             self.put(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
+        restore(self.source, state.kept)
         check_shapes(state.step, state.weights, weights)
         if state.is_forked and state.step >= self.steps:
             cause = f"with these rows, epochs and batches the run has {self.steps} steps"
@@ -257,7 +259,8 @@ class Trainer(Generic[B]):
         window = state.window.plus(sums)
         step, best = state.step + 1, state.best_loss
         watch = state.watch.seen(step, sums.numerator / sums.denominator, size, self._rules)
-        self.state = TrainState(step, weights, optimizer, best, window=window, watch=watch)
+        kept = kept_by(self.source, step)
+        self.state = TrainState(step, weights, optimizer, best, window=window, watch=watch, kept=kept)
         self.put(weights)
         del state, gradients
         eval_in_chunks(weights, optimizer)
@@ -276,7 +279,8 @@ class Trainer(Generic[B]):
         good = self.snapshots.at(watch.good) if self.snapshots and watch.good else state
         watch = watch.skipping(step)
         best, window = state.best_loss, state.window
-        self.state = TrainState(step, good.weights, good.optimizer, best, window=window, watch=watch)
+        kept = kept_by(self.source, step)
+        self.state = TrainState(step, good.weights, good.optimizer, best, window=window, watch=watch, kept=kept)
         self.put(good.weights)
         return Skipped(step, watch.skipped[-1][0], error.message)
 
@@ -359,7 +363,7 @@ class Trainer(Generic[B]):
             batches = enumerate(measured(self.objective, self.model, self.validation.batches()))
             for number, batch in islice(batches, self.group.rank, None, self.group.size):
                 yield Advanced("evaluating", number, len(self.validation))
-                sums = sums.plus(Sums.of(self.loss(batch), batch))
+                sums = sums.plus(Sums.of(measure(self.objective, self.model, batch, self.loss), batch))
         finally:
             self.model.train()
         sums = sum_losses(sums, self.group)

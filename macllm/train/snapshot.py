@@ -37,6 +37,7 @@ _REPLACED = ".draft-replaced-"
 BATCHES = ("batch_size", "grad_accumulation_steps")
 """Settings that a resumed run may change as long as their product, the rows of a step, stays the same."""
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.json", "manifest.json"
+_KEPT = "kept.safetensors"  # what the source of batches keeps for the steps to come, if anything
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class TrainState:
     window: Sums = Sums()  # since the last report
     watch: Watch = field(default_factory=Watch)
     is_forked: bool = False  # from a snapshot of another run, and not saved in this one
+    kept: Arrays = field(default_factory=dict[str, mx.array])  # by the source of batches, for the next step
 
 
 class Snapshots:
@@ -197,6 +199,8 @@ class Snapshots:
         mx.save_safetensors(str(draft / _WEIGHTS), state.weights)
         for name, arrays in slots.items():
             mx.save_safetensors(str(draft / _slot(name)), arrays)
+        if state.kept:
+            mx.save_safetensors(str(draft / _KEPT), state.kept)
         about = {
             "format": _FORMAT,
             "step": state.step,
@@ -210,7 +214,7 @@ class Snapshots:
         }
         write_json(draft / _STATE, about)
         manifest = {}
-        for name in (_WEIGHTS, *map(_slot, slots), _STATE):
+        for name in (_WEIGHTS, *map(_slot, slots), *[_KEPT] * bool(state.kept), _STATE):
             sync(draft / name)
             manifest[name] = {"bytes": (draft / name).stat().st_size, "sha256": _sha256(draft / name)}
         write_json(draft / _MANIFEST, manifest)
@@ -235,7 +239,8 @@ class Snapshots:
         weights, window = _load(folder / _WEIGHTS), Sums(**about["window"])
         watch = Watch.from_json(about["watch"]) if "watch" in about else Watch()
         best, last, is_forked = about["best_loss"], about["eval_loss"], about.get("is_forked", False)
-        return TrainState(about["step"], weights, optimizer, best, last, window, watch, is_forked)
+        kept = _load(folder / _KEPT) if _KEPT in files and not is_forked else {}  # a fork may have other answers
+        return TrainState(about["step"], weights, optimizer, best, last, window, watch, is_forked, kept)
 
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():

@@ -16,6 +16,7 @@ from macllm.cli.settings import config_options
 from macllm.errors import UsageError
 from macllm.generation.request import SamplingParams
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+from macllm.train.config.objective import unread
 from macllm.train.config.subjects import subjects
 
 
@@ -63,6 +64,12 @@ def test_malformed_token_lists_are_refused(flag: str) -> None:
         invoke(sampling_options, [flag], "sampling")
 
 
+_REINFORCED = ["--objective", "grpo", "--rewards", "exact_match"]
+_TEXTS = {"rewards": ("exact_match", "format:a"), "reward_weights": ("1", "0.5")}
+_READ_BY_GRPO = [name for name in unread("sft") if name not in unread("grpo")]
+_READ_BY_PPO = [name for name in unread("grpo") if name not in unread("ppo")]
+
+
 @pytest.mark.parametrize("config", [FinetuneConfig, PretrainConfig])
 def test_every_setting_has_a_flag_that_sets_it(
     config: type[TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,6 +89,10 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed["centering"] = ["--objective", "reward"]
     needed |= {name: ["--objective", "dpo"] for name in ("preference_loss", "label_smoothing", "reference")}
     needed |= {name: ["--objective", "kto"] for name in ("desirable_weight", "undesirable_weight")}
+    needed |= {name: _REINFORCED for name in _READ_BY_GRPO}
+    needed |= {name: ["--objective", "ppo", *_REINFORCED[2:]] for name in _READ_BY_PPO}
+    needed |= {"judge": ["--objective", "grpo", "--rewards", "judge"], "rewards": ["--objective", "grpo"]}
+    needed["reward_weights"] = ["--objective", "grpo", "--rewards", "judge,exact_match"]
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
@@ -90,7 +101,7 @@ def test_every_setting_has_a_flag_that_sets_it(
         if isinstance(field.default, bool | None):
             changed = not field.default
             arguments = [flag if changed else flag.replace("--", "--no-", 1)]
-        elif field.name in config._choices:
+        elif field.name in config._choices and field.name != "objective":
             changed = next(choice for choice in config._choices[field.name] if choice != field.default)
             arguments = [flag, changed]
         elif isinstance(field.default, int | float):
@@ -98,6 +109,12 @@ def test_every_setting_has_a_flag_that_sets_it(
             arguments = [flag, str(changed)]
         elif field.name == "report_to":
             changed, arguments = ("wandb", "tensorboard"), [flag, "wandb,tensorboard"]
+        elif field.name in _TEXTS:
+            changed, arguments = _TEXTS[field.name], [flag, ",".join(_TEXTS[field.name])]
+        elif field.name == "judge":
+            changed, arguments = "{completion}?", [flag, "{completion}?"]
+        elif field.name == "objective":
+            changed, arguments = "simpo", [flag, "simpo"]
         elif field.default == ():
             changed, arguments = ("a", "b"), [flag, "a,b"]
         elif field.name == "date":

@@ -55,6 +55,8 @@ def write_recipe(folder: Path, **changes: Any) -> None:
         {"prompt": f"{a}+{b}", "chosen": str(a + b), "rejected": str(a * b + 7)} for a in range(4) for b in range(4)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    prompts = [{"prompt": pair["prompt"], "answer": pair["chosen"]} for pair in pairs]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     (folder / "recipe.toml").write_text(
         'data = "."\nconfig = "config.json"\ntokenizer = "."\niters = 6\nbatch_size = 4\n'
         "max_seq_length = 32\nsteps_per_report = 2\nsteps_per_eval = 3\nsave_every = 2\nlearning_rate = 0.01\n"

@@ -95,6 +95,8 @@ def finish(events) -> Finished:
 def test_a_recipe_trains(recipe: Recipe, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(chat(f"number {i}?", f"{i * 7 % 10}") for i in range(20)))
+    if recipe.name in ("grpo", "ppo"):
+        data.write_text("".join(f'{{"prompt": "number {i}?", "answer": "{i}"}}\n' for i in range(20)))
     config: TrainConfig = recipe.config.load(recipe.path, data=data, iters=2, **{recipe.config._folder: tmp_path / "o"})
     module = finetune if isinstance(config, FinetuneConfig) else pretrain
     assert finish(module.events(config)).step == 2

@@ -20,12 +20,15 @@ from tests.train.recipes import write_recipe
 # Settings with which the runs are made, each after the other. A field that is read only together with another one
 # needs a run here.
 RUNS: list[dict[str, Any]] = [{}, {"schedule": "wsd", "steps_per_eval": 1}, {"optimizer": "muon"}]
+GENERATING = {"data": "prompts.jsonl", "max_completion_length": 4, "iters": 1, "epochs": 0}
 FINETUNE_RUNS: list[dict[str, Any]] = [
     *RUNS,
     {"objective": "simpo", "data": "pairs.jsonl"},
     {"objective": "dpo", "data": "pairs.jsonl"},
     {"objective": "kto", "data": "pairs.jsonl"},
     {"objective": "reward", "data": "pairs.jsonl"},
+    {"objective": "grpo", "rewards": ("exact_match", "judge"), "num_generations": 2, **GENERATING},
+    {"objective": "ppo", "rewards": ("exact_match",), **GENERATING},
 ]
 _CONFIG_CODE = (str(Path(sys.modules[TrainConfig.__module__].__file__ or "").parent), dataclasses.__file__, "<string>")
 _NO_USE = {"__post_init__", "__init__", "__eq__", "__repr__", "_asdict_inner", "asdict", "replace", "_replace"} | {

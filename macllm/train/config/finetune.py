@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from macllm.errors import UsageError
 
-from . import distillation, mlx_lm, preference, reward
+from . import distillation, mlx_lm, preference, reinforcement, reward
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
 from .preference import PreferenceSettings
+from .reinforcement import ReinforcementSettings
 from .training import SMALLEST, TrainConfig
 from .values import refuse_set
 
@@ -27,12 +28,14 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSettings, TrainConfig):
+class FinetuneConfig(
+    ReinforcementSettings, reward.RewardSettings, DistillationSettings, PreferenceSettings, TrainConfig
+):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
     objective: Annotated[
         FinetuneObjective,
-        "sft; preferences: dpo, kto, orpo, simpo, reward; labels: classify, tag; a teacher: distil",
+        "sft; preferences: dpo kto orpo simpo reward; rewards: grpo ppo; labels: classify tag; or distil",
     ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
@@ -59,12 +62,14 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
+    _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = TrainConfig._NO_EFFECT_ON_WEIGHTS | {"rewards"}  # by their hash
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {
         **TrainConfig._choices,
         **distillation.CHOICES,
         "method": get_args(Method),
         "objective": get_args(FinetuneObjective),
         **preference.CHOICES,
+        **reinforcement.CHOICES,
     }
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         refuse_set(self, unread(self.objective), f"objective is {self.objective}")
         distillation.check(self, self.objective == "distil")
         preference.check(self, self.method == "full")
+        reinforcement.check(self, self.objective, self.method)
         refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
@@ -96,13 +102,22 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         rate /= _LION_DIVISOR if self.optimizer == "lion" else 1
         rate /= _FULL_DIVISOR if self.method == "full" else 1
         return dataclasses.replace(
-            self, learning_rate=self.learning_rate or rate, epochs=self.epochs if self.iters or self.epochs else epochs
+            self,
+            learning_rate=self.learning_rate or rate,
+            epochs=self.epochs if self.iters or self.epochs else epochs,
+            rewards=tuple(reinforcement.located(self.rewards, Path())),
         )
 
     @classmethod
     def _read(cls, path: Path) -> dict[str, Any]:
         """The settings in a file, TOML or mlx-lm's YAML."""
-        return mlx_lm.read(path).values if path.suffix in mlx_lm.SUFFIXES else super()._read(path)
+        if path.suffix in mlx_lm.SUFFIXES:
+            return mlx_lm.read(path).values
+        values = super()._read(path)
+        rewards: Any = values.get("rewards")
+        if isinstance(rewards, list):
+            values["rewards"] = reinforcement.located(cast("list[Any]", rewards), path.parent)
+        return values
 
     @classmethod
     def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
@@ -114,5 +129,5 @@ class FinetuneConfig(reward.RewardSettings, DistillationSettings, PreferenceSett
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES]
+        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

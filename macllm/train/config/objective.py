@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-FinetuneObjective = Literal["sft", "dpo", "kto", "orpo", "simpo", "distil", "classify", "tag", "reward"]
+FinetuneObjective = Literal["sft", "dpo", "kto", "orpo", "simpo", "distil", "classify", "tag", "reward", "grpo", "ppo"]
 
 _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "mask_prompt": ("sft", "distil"),
@@ -25,6 +25,13 @@ _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     "desirable_weight": ("kto",),
     "undesirable_weight": ("kto",),
     "reference": ("dpo", "kto"),
+    **dict.fromkeys(
+        ("rewards", "reward_weights", "answer_feature", "judge", "num_generations", "max_completion_length"),
+        ("grpo", "ppo"),
+    ),
+    **dict.fromkeys(("num_iterations", "num_minibatches", "kl_coefficient", "clip_low", "clip_high"), ("grpo", "ppo")),
+    **dict.fromkeys(("policy_loss", "importance", "scale_rewards", "leave_one_out"), ("grpo",)),
+    **dict.fromkeys(("discount", "gae_lambda", "value_coefficient", "value_clip", "whiten"), ("ppo",)),
 }
 
 

@@ -17,6 +17,7 @@ _FIRST = {
     "beta": "Preferences",
     "teacher": "Distillation",
     "centering": "Reward models",
+    "rewards": "Reinforcement",
     "batch_size": "Batches and length",
     "optimizer": "Optimizer and learning rate",
     "beta1": "Moments, decay and clipping",

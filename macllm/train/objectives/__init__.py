@@ -9,6 +9,10 @@ from macllm.nn.info import ModelInfo, ModelKind
 from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Objective
 
+from .value_head import drop_value_head
+
+__all__ = ["check_kind", "chosen", "drop_value_head"]
+
 _KINDS: dict[str, tuple[ModelKind, str]] = {
     "sft": ("decoder", "a causal language model"),
     "dpo": ("decoder", "a causal language model"),
@@ -16,6 +20,8 @@ _KINDS: dict[str, tuple[ModelKind, str]] = {
     "orpo": ("decoder", "a causal language model"),
     "simpo": ("decoder", "a causal language model"),
     "distil": ("decoder", "a causal language model"),
+    "grpo": ("decoder", "a causal language model"),
+    "ppo": ("decoder", "a causal language model"),
 }
 
 
@@ -58,6 +64,14 @@ def chosen(config: FinetuneConfig, labels: tuple[str, ...] = ()) -> Objective[An
             from .reward import Reward
 
             return Reward(config.centering, config.now)
+        case "grpo":
+            from .grpo import GRPO
+
+            return GRPO(config)
+        case "ppo":
+            from .ppo import PPO
+
+            return PPO(config)
 
 
 def check_kind(config: FinetuneConfig, info: ModelInfo) -> None:

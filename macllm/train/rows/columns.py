@@ -40,6 +40,7 @@ class Columns:
 
 _STANDARD = Columns()
 _FOR_TEMPLATES = ("tools", "functions", "chat_template_kwargs")
+_READ_OF_PROMPTS = ("prompt", "system", *_FOR_TEMPLATES)
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURNS = ("user", "assistant")
 _INSTRUCTIONS = ("system", "developer")
@@ -99,7 +100,8 @@ def _of_columns(row: dict[str, Any], values: dict[str, Any], where: str) -> Row:
         label = row.get("label") if isinstance(row.get("label"), Label) else None
         return PlainText(row["text"], where, tuple(name for name in _FOR_TEMPLATES if name in row), label)
     if "prompt" in row and "completion" not in values:
-        return PromptOnly(_text_or_messages(row["prompt"], where, "prompt"), where)
+        others = {name: value for name, value in row.items() if name not in _READ_OF_PROMPTS}
+        return PromptOnly(_text_or_messages(row["prompt"], where, "prompt"), where, columns=others)
     if "conversations" in row:
         return _chat(row, where)
     if "instruction" in row and "output" in row:

@@ -51,7 +51,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class PromptOnly:
-    """A prompt without an answer."""
+    """A prompt without an answer; `columns` are the others of its row, for functions that reward answers."""
 
     kind: ClassVar[str] = "prompt"
     use: ClassVar[str] = "objectives that generate the answers, such as GRPO"
@@ -60,6 +60,7 @@ class PromptOnly:
     where: str
     tools: list[Any] | None = None
     variables: dict[str, Any] | None = None
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
