@@ -1,7 +1,10 @@
-"""`macllm data critique` and `macllm data prefer`: training data by a model's own judgement."""
+"""`macllm constitution`, and its parts `macllm data critique` and `macllm data prefer`."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,19 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from macllm.errors import UsageError
+from macllm.errors import MacllmError, UsageError
 from macllm.files import json_text
+from macllm.train.config import FinetuneConfig
 
 from . import names
 from .fetch import fetch
-from .native import answering
+from .native import answering, compile_kernels
 from .output import followed, say, working
+from .training import events, narrate, restarts_option
 
 if TYPE_CHECKING:
+    from macllm.train.constitution.comparing import Compared
     from macllm.train.constitution.principles import Principle
     from macllm.train.constitution.prompts import AskedQuestion
     from macllm.train.constitution.records import RecordFiles
+    from macllm.train.constitution.revising import Revised
     from macllm.train.constitution.speaker import ModelSpeaker
+    from macllm.train.constitution.stages import Stages
 
 _HIGHEST = 100.0  # of a temperature
 
@@ -79,11 +87,51 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-@click.command("critique")
-@click.option(
+_rounds_option = click.option(
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
     help="Critiques and revisions of each answer.",
 )  # fmt: skip
+_margin_option = click.option(
+    "--margin", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",
+    help="Leave out pairs with log-odds up to X for the better answer.",
+)  # fmt: skip
+
+
+@click.command("constitution")
+@_rounds_option
+@_margin_option
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of both trainings; may be repeated.")
+@restarts_option
+@_shared
+def command(options: _JudgementOptions, rounds: int, margin: float, sets: tuple[str, ...], restarts: int) -> None:
+    """Train a model to keep principles, by its own judgement (Constitutional AI).
+
+    It answers the questions in FILE, criticizes and revises its answers and is trained on the revisions; then it
+    chooses between two of its answers to each question and is trained on its preferences (DPO). -o names a folder, with
+    all data to look at and the model in model/. The same command again goes on after an interruption. The trainings
+    take the settings of macllm finetune with --set.
+    """
+    if options.adapter:
+        raise UsageError(
+            "--adapter cannot be used here", cause="its model is trained anew", remedy="macllm fuse, then --model fused"
+        )
+    _check_temperature(options)
+    config = FinetuneConfig.load(sets=sets, data=options.prompts, model=options.model, adapter_path=options.output)
+    stages = _stages(options, config, [rounds, margin, *sorted(sets)])
+    if not stages.result.exists():
+        if not stages.revised.exists():
+            _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
+            _trained(stages.supervised(config), stages.revised, restarts)
+        again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
+        if not _compared(again, margin).decided:
+            raise MacllmError("no answer was preferred to another", remedy="other questions, or a lower --margin")
+        _trained(stages.preferred(config), stages.result, restarts)
+    say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(stages.result)])}")
+    click.echo(stages.result)
+
+
+@click.command("critique")
+@_rounds_option
 @_shared
 def critique(options: _JudgementOptions, rounds: int) -> None:
     """Answer the questions in FILE, and let the model criticize and revise its answers by principles.
@@ -93,24 +141,12 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
     its ending. The file of principles has a table [[principle]] with name and text for each,
     and if wanted the texts of critique, revision and preference. The same command again goes on after an interruption.
     """
-    from macllm.train.constitution.revising import revise
-
-    questions, principles, speaker = _ready(options)
-    work = revise(questions, principles, speaker, _output(options), rounds=rounds, seed=options.seed)
-    with answering():
-        found = followed(work)
-    if options.as_json:
-        click.echo(json_text(asdict(found)))
-        return
-    say(f"{found.questions} questions, {found.changed} answers revised, {found.too_long} too long for the context")
-    click.echo(options.output)
+    found = _revised(options, rounds)
+    click.echo(json_text(asdict(found)) if options.as_json else options.output)
 
 
 @click.command("prefer")
-@click.option(
-    "--margin", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",
-    help="Leave out pairs with log-odds up to X for the better answer.",
-)  # fmt: skip
+@_margin_option
 @_shared
 def prefer(options: _JudgementOptions, margin: float) -> None:
     """Answer each question in FILE twice, and let the model choose the better answer by principles.
@@ -120,23 +156,73 @@ def prefer(options: _JudgementOptions, margin: float) -> None:
     Undecided pairs, and questions too long for the context, go to a file beside it, with .skipped before its ending.
     The same command again goes on after an interruption.
     """
-    from macllm.train.constitution.comparing import compare
+    _check_temperature(options)
+    found = _compared(options, margin)
+    click.echo(json_text(asdict(found)) if options.as_json else options.output)
 
+
+def _check_temperature(options: _JudgementOptions) -> None:
     if not options.temperature:
         raise UsageError("both answers would be the same", cause="the temperature is 0", remedy="--temperature 0.7")
+
+
+def _revised(options: _JudgementOptions, rounds: int) -> Revised:
+    """Answer and revise, and say how it went."""
+    from macllm.train.constitution.revising import revise
+
+    questions, principles, speaker = _ready(options)
+    work = revise(questions, principles, speaker, _output(options), rounds=rounds, seed=options.seed)
+    with answering():
+        found = followed(work)
+    if not options.as_json:
+        say(f"{found.questions} questions, {found.changed} answers revised, {found.too_long} too long for the context")
+    return found
+
+
+def _compared(options: _JudgementOptions, margin: float) -> Compared:
+    """Answer twice and compare, and say how it went."""
+    from macllm.train.constitution.comparing import compare
+
     questions, principles, speaker = _ready(options)
     work = compare(questions, principles, speaker, speaker, _output(options), margin=margin, seed=options.seed)
     with answering():
         found = followed(work)
-    if options.as_json:
-        click.echo(json_text(asdict(found)))
-        return
-    say(
-        f"{found.questions} questions: {found.decided} decided, {found.consistent} of them the same way in both "
-        f"orders; {found.undecided} undecided, {found.too_long} too long for the context; "
-        f"log-odds of {found.position_bias:+.2f} for the answer named first"
-    )
-    click.echo(options.output)
+    if not options.as_json:
+        say(
+            f"{found.questions} questions: {found.decided} decided, {found.consistent} of them the same way in both "
+            f"orders; {found.undecided} undecided, {found.too_long} too long for the context; "
+            f"log-odds of {found.position_bias:+.2f} for the answer named first"
+        )
+    return found
+
+
+def _stages(options: _JudgementOptions, config: FinetuneConfig, others: Sequence[object]) -> Stages:
+    """The stages in the folder that the options name."""
+    from macllm.train import rows
+    from macllm.train.constitution import principles
+    from macllm.train.constitution.stages import Stages
+    from macllm.weights.fingerprint import fingerprint
+
+    source, _ = rows.find_files(options.prompts, "")
+    keys = [rows.content_key(row).hex() for row in rows.read(source)]
+    about = {
+        "prompts": hashlib.sha256("".join(keys).encode()).hexdigest(),
+        "principles": [asdict(each) for each in principles.read(Path(options.principles))],
+        "model": fingerprint(fetch(config.model)),
+        "answers": [options.max_tokens, options.temperature, options.seed],
+        "settings": list(others),
+    }
+    return Stages(Path(options.output), about)
+
+
+def _trained(config: FinetuneConfig, output: Path, restarts: int) -> None:
+    """Train, and write the model that comes out."""
+    from macllm.train.constitution.stages import merged
+
+    compile_kernels()
+    narrate(events(config, restarts), config.adapter_path, prints_path=False)
+    with working("merging"):
+        merged(config, output)
 
 
 def _ready(options: _JudgementOptions) -> tuple[Sequence[AskedQuestion], Sequence[Principle], ModelSpeaker]:
@@ -161,8 +247,6 @@ def _ready(options: _JudgementOptions) -> tuple[Sequence[AskedQuestion], Sequenc
 
 def _output(options: _JudgementOptions) -> RecordFiles:
     """The file to write; what it depends on is known by the contents of the model and its adapter."""
-    import hashlib
-
     from macllm.train.constitution.records import RecordFiles
     from macllm.weights.fingerprint import fingerprint
 

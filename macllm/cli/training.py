@@ -123,10 +123,10 @@ def check(config: TrainConfig) -> None:
     run.check(Path(config.folder), config)
 
 
-def narrate(events: Generator[TrainEvent], folder: str, *, as_json: bool = False) -> str:
+def narrate(events: Generator[TrainEvent], folder: str, *, as_json: bool = False, prints_path: bool = True) -> str:
     """Run to the end, report each event, and return the path of the result.
 
-    On stdout appears the path, or with `as_json` every event but progress, as JSON objects.
+    On stdout appears the path if `prints_path`, or with `as_json` every event but progress, as JSON objects.
     """
     from macllm.train.events import Finished, Prepared
 
@@ -146,7 +146,7 @@ def narrate(events: Generator[TrainEvent], folder: str, *, as_json: bool = False
             if is_begun:
                 say(f"stopped; {continues(folder)}")
             raise
-    if not as_json:
+    if prints_path and not as_json:
         click.echo(path)
     return path
 

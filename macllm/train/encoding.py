@@ -53,7 +53,8 @@ class Encoding(Generic[E]):
 
     def counted(self) -> Counts:
         """The counts, with the number of tokens in the kept examples."""
-        tokens, supervised = sum(map(len, self.kept)), sum(e.num_target_tokens for e in self.kept)
+        tokens = sum(len(sequence) for each in self.kept for sequence in each.sequences)
+        supervised = sum(each.num_target_tokens for each in self.kept)
         return replace(self._counts, tokens=tokens, supervised_tokens=supervised)
 
 
