@@ -91,6 +91,10 @@ _rounds_option = click.option(
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
     help="Critiques and revisions of each answer.",
 )  # fmt: skip
+_judge_option = click.option(
+    "--judge", metavar="FILE.py:FUNCTION",
+    help="A function of question, first, second and principle: log-odds for the first answer. [default: the model]",
+)  # fmt: skip
 _margin_option = click.option(
     "--margin", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",
     help="Leave out pairs with log-odds up to X for the better answer.",
@@ -100,10 +104,13 @@ _margin_option = click.option(
 @click.command("constitution")
 @_rounds_option
 @_margin_option
+@_judge_option
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of both trainings; may be repeated.")
 @restarts_option
 @_shared
-def command(options: _JudgementOptions, rounds: int, margin: float, sets: tuple[str, ...], restarts: int) -> None:
+def command(
+    options: _JudgementOptions, rounds: int, margin: float, judge: str | None, sets: tuple[str, ...], restarts: int
+) -> None:
     """Train a model to keep principles, by its own judgement (Constitutional AI).
 
     It answers the questions in FILE, criticizes and revises its answers and is trained on the revisions; then it
@@ -117,13 +124,13 @@ def command(options: _JudgementOptions, rounds: int, margin: float, sets: tuple[
         )
     _check_temperature(options)
     config = FinetuneConfig.load(sets=sets, data=options.prompts, model=options.model, adapter_path=options.output)
-    stages = _stages(options, config, [rounds, margin, *sorted(sets)])
+    stages = _stages(options, config, [rounds, margin, _judge_identity(judge), *sorted(sets)])
     if not stages.result.exists():
         if not stages.revised.exists():
             _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
             _trained(stages.supervised(config), stages.revised, restarts)
         again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
-        if not _compared(again, margin).decided:
+        if not _compared(again, margin, judge).decided:
             raise MacllmError("no answer was preferred to another", remedy="other questions, or a lower --margin")
         _trained(stages.preferred(config), stages.result, restarts)
     say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(stages.result)])}")
@@ -147,8 +154,9 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
 
 @click.command("prefer")
 @_margin_option
+@_judge_option
 @_shared
-def prefer(options: _JudgementOptions, margin: float) -> None:
+def prefer(options: _JudgementOptions, margin: float, judge: str | None) -> None:
     """Answer each question in FILE twice, and let the model choose the better answer by principles.
 
     It is asked in both orders, so that a preference for a position cancels. The output is training data for macllm
@@ -157,7 +165,7 @@ def prefer(options: _JudgementOptions, margin: float) -> None:
     The same command again goes on after an interruption.
     """
     _check_temperature(options)
-    found = _compared(options, margin)
+    found = _compared(options, margin, judge)
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
 
 
@@ -179,12 +187,16 @@ def _revised(options: _JudgementOptions, rounds: int) -> Revised:
     return found
 
 
-def _compared(options: _JudgementOptions, margin: float) -> Compared:
+def _compared(options: _JudgementOptions, margin: float, judge: str | None) -> Compared:
     """Answer twice and compare, and say how it went."""
     from macllm.train.constitution.comparing import compare
+    from macllm.train.constitution.judges import AskedJudge, FunctionJudge
 
+    scripted = FunctionJudge(judge) if judge else None  # refused before the model is loaded
     questions, principles, speaker = _ready(options)
-    work = compare(questions, principles, speaker, speaker, _output(options), margin=margin, seed=options.seed)
+    output = _output(options, _judge_identity(judge))
+    asked = scripted or AskedJudge(speaker)
+    work = compare(questions, principles, speaker, asked, output, margin=margin, seed=options.seed)
     with answering():
         found = followed(work)
     if not options.as_json:
@@ -194,6 +206,13 @@ def _compared(options: _JudgementOptions, margin: float) -> Compared:
             f"log-odds of {found.position_bias:+.2f} for the answer named first"
         )
     return found
+
+
+def _judge_identity(judge: str | None) -> str | None:
+    """The hash of a judge's file and its function; None for the model."""
+    from macllm.train import user_functions
+
+    return judge and user_functions.identity(judge)
 
 
 def _stages(options: _JudgementOptions, config: FinetuneConfig, others: Sequence[object]) -> Stages:
@@ -245,12 +264,12 @@ def _ready(options: _JudgementOptions) -> tuple[Sequence[AskedQuestion], Sequenc
     return questions, known, speaker
 
 
-def _output(options: _JudgementOptions) -> RecordFiles:
+def _output(options: _JudgementOptions, judge: str | None = None) -> RecordFiles:
     """The file to write; what it depends on is known by the contents of the model and its adapter."""
     from macllm.train.constitution.records import RecordFiles
     from macllm.weights.fingerprint import fingerprint
 
     weights = sorted(Path(options.adapter).glob("*.safetensors")) if options.adapter else []
     adapter = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
-    settings = [fingerprint(fetch(options.model)), adapter, options.max_tokens, options.temperature]
+    settings = [fingerprint(fetch(options.model)), adapter, options.max_tokens, options.temperature, judge]
     return RecordFiles(Path(options.output), settings)

@@ -10,6 +10,7 @@ from typing import Any
 from macllm.errors import DoesNotFitError
 from macllm.train.events import Advanced
 
+from .judges import PreferenceJudge
 from .principles import Principle
 from .prompts import AskedQuestion
 from .records import RecordFiles
@@ -33,7 +34,7 @@ class Compared:
 
 
 def compare(
-    questions: Sequence[AskedQuestion], principles: Sequence[Principle], speaker: Speaker, judge: Speaker,
+    questions: Sequence[AskedQuestion], principles: Sequence[Principle], speaker: Speaker, judge: PreferenceJudge,
     output: RecordFiles, *, margin: float = 0.0, seed: int = 0,
 ) -> Generator[Advanced, None, Compared]:  # fmt: skip
     """Append a record for each question that `output` lacks, yielding progress.
@@ -64,7 +65,7 @@ def _compared(
     question: AskedQuestion,
     principles: Sequence[Principle],
     speaker: Speaker,
-    judge: Speaker,
+    judge: PreferenceJudge,
     margin: float,
     random: Random,
 ) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def _compared(
         asked |= {"answers": answers, "principle": principle.name}
         if answers[0] == answers[1]:
             return asked
-        scores = [_score(judge, principle, question, *answers), _score(judge, principle, question, *reversed(answers))]
+        orders = (answers, answers[::-1])
+        scores = [judge.log_odds(question.text, *order, principle=principle) for order in orders]
     except DoesNotFitError as error:
         return {**asked, "too_long": error.message}
     preference = (scores[0] - scores[1]) / 2
@@ -86,8 +88,3 @@ def _compared(
     better, worse = answers if preference > 0 else reversed(answers)
     pair = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", better), ("rejected", worse))}
     return {**asked, **pair, "consistent": scores[0] * scores[1] < 0}
-
-
-def _score(judge: Speaker, principle: Principle, question: AskedQuestion, first: str, second: str) -> float:
-    text = principle.asked("preference", question=question.text, first=first, second=second)
-    return judge.prefers_first([{"role": "user", "content": text}])

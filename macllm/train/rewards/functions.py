@@ -1,19 +1,13 @@
-"""Reward functions in a Python file of the user's, named `file.py:function`.
-
-The file is the user's own code and is run as such, with all rights of the user.
-"""
+"""Reward functions in a Python file of the user's, named `file.py:function`."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from macllm.errors import DataError, UsageError
+from macllm.errors import DataError
+from macllm.train import user_functions
 from macllm.train.config.reinforcement import is_function
 
 from .answers import Answers
@@ -30,8 +24,7 @@ class FileFunction:
     def __init__(self, name: str) -> None:
         """Run the file, and find the function. Raises UsageError."""
         self._name = name
-        path, _, function = name.rpartition(":")
-        self._function = _found(Path(path), function, name)
+        self._function = user_functions.load(name, "--rewards")
         parameters = inspect.signature(self._function).parameters.values()
         self._takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
         self._takes = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
@@ -58,28 +51,4 @@ class FileFunction:
 
 def identity(rewards: Sequence[str]) -> list[str]:
     """The names of rewards; functions by the hash of their file in place of its folder."""
-    return [_identity(name) if is_function(name) else name for name in rewards]
-
-
-def _identity(name: str) -> str:
-    path, _, function = name.rpartition(":")
-    return f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}:{function}"
-
-
-def _found(path: Path, function: str, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", cause=f"the reward is {name}", remedy="--rewards file.py:function")
-    spec = importlib.util.spec_from_file_location(f"macllm_reward_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file", remedy="--rewards file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be run", cause=f"{type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        near = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise UsageError(f"{path} has no function {function!r}", remedy=f"one of {', '.join(near)}" if near else None)
-    return found
+    return [user_functions.identity(name) if is_function(name) else name for name in rewards]

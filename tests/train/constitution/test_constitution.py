@@ -16,6 +16,7 @@ from macllm.errors import DataError, DoesNotFitError, UsageError
 from macllm.train import rows
 from macllm.train.constitution import principles
 from macllm.train.constitution.comparing import compare
+from macllm.train.constitution.judges import AskedJudge, FunctionJudge
 from macllm.train.constitution.principles import Principle
 from macllm.train.constitution.prompts import AskedQuestion, questions
 from macllm.train.constitution.records import RecordFiles, Records
@@ -65,7 +66,7 @@ def revised(path: Path, speaker: Any, *, most: int | None = None, settings: obje
 
 def compared(folder: Path, speaker: Any, judge: Any, *, most: int | None = None) -> Any:
     output = RecordFiles(folder / "pairs.jsonl")
-    work = compare(ASKED, [SHORT, KIND], speaker, judge, output)
+    work = compare(ASKED, [SHORT, KIND], speaker, AskedJudge(judge), output)
     return finished(work) if most is None else list(islice(work, most))
 
 
@@ -199,3 +200,18 @@ def test_wrong_principles_are_refused(text: str, message: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         principles.read(path)
+
+
+def test_a_function_judges_in_place_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "judge.py"
+    path.write_text(
+        "def shorter(question, first, second, principle):\n    assert principle == 'Be short.'\n"
+        "    return len(second) - len(first)\n\ndef broken(**given):\n    return float('nan')\n"
+    )
+    judge = FunctionJudge(f"{path}:shorter")
+    assert judge.log_odds("What?", "long answer", "short", SHORT) == -6
+    for name, principle in (("shorter", KIND), ("broken", SHORT)):
+        with pytest.raises(DataError, match="the judge"):
+            FunctionJudge(f"{path}:{name}").log_odds("What?", "a", "b", principle)
+    with pytest.raises(UsageError, match="has no function 'short'"):
+        FunctionJudge(f"{path}:short")
