@@ -19,7 +19,7 @@ from macllm.errors import CheckpointError, ModelNotFoundError, UsageError
 from macllm.families import packing
 from macllm.families.config import Config
 from macllm.families.defaults import DEFAULTS
-from macllm.families.generation import generation_config
+from macllm.families.generation import decoder_start, generation_config
 from macllm.hub import blend
 from macllm.nn import lora, quantize
 from macllm.nn.info import ModelInfo
@@ -379,13 +379,12 @@ def _fill(
 def _described(info: ModelInfo, config: Mapping[str, Any], generation: dict[str, Any]) -> ModelInfo:
     """`info` with the fields that come from the checkpoint's JSON files."""
     ends = generation.get("eos_token_id")
-    starts = (generation.get(f"{name}_token_id") for name in ("decoder_start", "bos", "pad"))
     return replace(
         info,
         config=MappingProxyType(dict(config)),
         generation_config=MappingProxyType(generation),
         eos=frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
-        decoder_start=next((token for token in starts if token is not None), None),
+        decoder_start=decoder_start(generation),
     )
 
 

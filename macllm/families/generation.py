@@ -55,6 +55,12 @@ def generation_config(config: Mapping[str, Any], file: Mapping[str, Any] | None,
     return {key: value for key, value in made.items() if value is not None or (file is not None and key in file)}
 
 
+def decoder_start(generation: Mapping[str, Any]) -> int | None:
+    """The token that the decoder of an encoder-decoder begins with, by its generation config."""
+    starts = (generation.get(f"{name}_token_id") for name in ("decoder_start", "bos", "pad"))
+    return next((token for token in starts if token is not None), None)
+
+
 def _ids(key: str, value: Any) -> int | list[int] | None:
     """Token ids as ints: one, or a list if the value is a list and the key may have several."""
     ids = [token for given in (value if isinstance(value, list) else [value]) if (token := _id(key, given)) is not None]

@@ -12,7 +12,6 @@ import mlx.nn as nn
 from macllm.ops.cross_entropy import cross_entropy
 from macllm.ops.recompute import after, random_state, replaying
 
-from .protocol import LanguageModel
 from .recompute import Bound, bind
 
 # Products of fewer rows read the head's matrix too often.
@@ -23,17 +22,32 @@ Slices = Sequence[slice]
 RowLoss = Callable[[mx.array, slice], mx.array]
 
 
-def token_losses(model: LanguageModel, hidden: mx.array, targets: mx.array) -> mx.array:
+class Scoring(Protocol):
+    """A model with logits of tokens."""
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(N, D) -> (N, V)."""
+        ...
+
+
+def token_losses(model: Scoring, hidden: mx.array, targets: mx.array, smoothing: float = 0.0) -> mx.array:
     """-log p(target) from hidden states, in nats and float32: (N, D), int (N,) -> (N,).
 
+    With `smoothing` e, the cross-entropy with (1 - e) of the target and e / V of each token (arXiv:1512.00567, 7).
     Memory as in `chunked_losses`.
     """
-    return chunked_losses(model, hidden, lambda logits, rows: cross_entropy(logits, targets[rows])[:, None])[:, 0]
+    score = partial(_smoothed, smoothing) if smoothing else cross_entropy
+    return chunked_losses(model, hidden, lambda logits, rows: score(logits, targets[rows])[:, None])[:, 0]
 
 
-def chunked_losses(
-    model: LanguageModel, hidden: mx.array, loss: RowLoss, *, metrics: int = 0, beside: int = 0
-) -> mx.array:
+def _smoothed(smoothing: float, logits: mx.array, targets: mx.array) -> mx.array:
+    """Smoothed cross-entropy: (N, V), int (N,) -> (N,)."""
+    wide = logits.astype(mx.float32)
+    picked = mx.take_along_axis(wide, targets[..., None], axis=-1).squeeze(-1)
+    return cross_entropy(wide, targets) + smoothing * (picked - wide.mean(axis=-1))
+
+
+def chunked_losses(model: Scoring, hidden: mx.array, loss: RowLoss, *, metrics: int = 0, beside: int = 0) -> mx.array:
     """Losses of rows from their logits, and metrics without gradients: (N, D) -> (N, 1 + metrics).
 
     `loss` maps the logits (n, V) of the rows of a slice to (n, 1 + metrics) in float32; other arrays that it uses are
@@ -58,7 +72,7 @@ class _Headed(Protocol):
     def head_modules(self) -> Sequence[nn.Module]: ...
 
 
-def _head_modules(model: LanguageModel) -> Sequence[nn.Module]:
+def _head_modules(model: Scoring) -> Sequence[nn.Module]:
     """The modules that `logits` uses; the whole model if it does not tell."""
     if isinstance(model, _Headed):
         return model.head_modules()

@@ -166,6 +166,11 @@ class Tokenizer:
         """The id of the unknown token."""
         return self._named_id("unk_token")
 
+    @property
+    def mask_token_id(self) -> int | None:
+        """The id of the token that stands for masked ones."""
+        return self._named_id("mask_token")
+
     def _named_id(self, name: str) -> int | None:
         token = self.settings.named.get(name)
         return None if token is None else self.backend.token_to_id(token.content)

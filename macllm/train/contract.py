@@ -63,6 +63,15 @@ class AnyExample(Protocol):
         ...
 
 
+@runtime_checkable
+class InPieces(Protocol):
+    """An example that is split in a way of its own, as one with special tokens around each piece."""
+
+    def pieces(self, most: int) -> Sequence[Self]:
+        """Examples of at most `most` tokens, together the whole."""
+        ...
+
+
 class AnyBatch(Protocol):
     """Examples side by side."""
 

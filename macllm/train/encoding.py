@@ -9,7 +9,7 @@ from typing import Generic
 from macllm.errors import DataError
 
 from .config import LongRows
-from .contract import E
+from .contract import E, InPieces
 from .events import Counts
 from .unused import Unused
 
@@ -69,9 +69,13 @@ def _fit(example: E, long_rows: LongRows, most: int, counts: Counts) -> tuple[li
     if long_rows == "drop":
         return [], replace(counts, dropped_rows=counts.dropped_rows + 1)
     if long_rows == "split" and example.splittable and most > 1:
-        # Neighbouring pieces share one token, so that every token but the first is predicted once.
-        starts = range(0, len(example) - 1, most - 1)
-        pieces = [example.cut(start, start + most) for start in starts]
-        return pieces, replace(counts, split_rows=counts.split_rows + 1)
+        return _pieces(example, most), replace(counts, split_rows=counts.split_rows + 1)
     lost = counts.lost_tokens + len(example) - most
     return [example.cut(0, most)], replace(counts, truncated_rows=counts.truncated_rows + 1, lost_tokens=lost)
+
+
+def _pieces(example: E, most: int) -> list[E]:
+    if isinstance(example, InPieces):
+        return list(example.pieces(most))
+    # Neighbouring pieces share one token, so that every token but the first is predicted once.
+    return [example.cut(start, start + most) for start in range(0, len(example) - 1, most - 1)]

@@ -106,6 +106,7 @@ def finetune(
     value_coefficient: float | None = None,
     value_clip: float | None = None,
     whiten: bool | None = None,
+    label_smoothing_factor: float | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,

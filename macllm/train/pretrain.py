@@ -11,17 +11,17 @@ from typing import Any
 from macllm import checkpoint, families
 from macllm.errors import UsageError
 from macllm.families.config import Config
+from macllm.families.generation import decoder_start, generation_config
 from macllm.files import read_json
-from macllm.nn.models import DecoderLM
+from macllm.nn.models import Model
 from macllm.ops import cpu
 from macllm.text.tokenizer import Tokenizer
 
-from . import data, pack, run
+from . import data, objectives, pack, run
 from .config import PretrainConfig
 from .events import TrainEvent
 from .initial import initialize
 from .loop import Trainer
-from .objectives.clm import CausalLM
 from .parameters import tell_of_experts
 
 
@@ -53,14 +53,22 @@ def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Gener
     raw = _read_json(Path(config.config))
     tokenizer = Tokenizer.from_folder(config.tokenizer_folder)
     model = new_model(raw, config)
+    objectives.check_kind(config, model.info)
+    if model.spec.head is None:
+        raise UsageError(
+            f"the model of {config.config} has no head",
+            cause="it predicts no tokens",
+            remedy='"architectures" with a class that does, such as BertForMaskedLM',
+        )
+    vocab_size = min(filter(None, (model.info.vocab_size, model.info.source_vocab_size)))
     remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
-    run.check_vocabulary(config.config, model.spec.embedding.vocab_size, tokenizer.vocab_size, remedy)
+    run.check_vocabulary(config.config, vocab_size, tokenizer.vocab_size, remedy)
     tell_of_experts(model, raw)
-    objective = CausalLM(config.mask_prompt, config.now)
+    objective = objectives.of_pretraining(config, tokenizer)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
     larger = f'a larger "vocab_size" in {config.config}'
-    run.check_tokens(config.config, model.spec.embedding.vocab_size, [*rows.train, *rows.valid], larger)
+    run.check_tokens(config.config, vocab_size, [*rows.train, *rows.valid], larger)
 
     def export() -> Path:
         checkpoint.save(model, tokenizer, folder / "model")
@@ -71,7 +79,7 @@ def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Gener
     yield from run.record(folder, config, trainer.run(export), notes)
 
 
-def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
+def new_model(raw: dict[str, Any], config: PretrainConfig) -> Model:
     """The model that a config.json describes, in float32, with random weights."""
     if not families.is_known(raw):
         raise UsageError(
@@ -81,10 +89,9 @@ def new_model(raw: dict[str, Any], config: PretrainConfig) -> DecoderLM:
         )
     text = families.text_config(raw)
     model = checkpoint.build_model(families.spec(Config(text)), text["model_type"])
-    if not isinstance(model, DecoderLM):
-        raise UsageError(f"{config.config} is not a causal language model", remedy="a decoder such as model_type llama")
     initialize(model, config.init_std, config.seed)
-    model.info = replace(model.info, config=MappingProxyType(raw))
+    start = decoder_start(generation_config(raw, None, text["model_type"]))
+    model.info = replace(model.info, config=MappingProxyType(raw), decoder_start=start)
     return model
 
 

@@ -93,6 +93,8 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed |= {name: ["--objective", "ppo", *_REINFORCED[2:]] for name in _READ_BY_PPO}
     needed |= {"judge": ["--objective", "grpo", "--rewards", "judge"], "rewards": ["--objective", "grpo"]}
     needed["reward_weights"] = ["--objective", "grpo", "--rewards", "judge,exact_match"]
+    needed |= {name: ["--objective", "infill"] for name in ("mask_ratio", "span_length", "permute_sentences")}
+    needed["label_smoothing_factor"] = ["--objective", "seq2seq"]
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
@@ -105,7 +107,7 @@ def test_every_setting_has_a_flag_that_sets_it(
             changed = next(choice for choice in config._choices[field.name] if choice != field.default)
             arguments = [flag, changed]
         elif isinstance(field.default, int | float):
-            changed = 0.25 if isinstance(field.default, float) else 8
+            changed = 0.25 if isinstance(field.default, float) and field.name != "span_length" else 8
             arguments = [flag, str(changed)]
         elif field.name == "report_to":
             changed, arguments = ("wandb", "tensorboard"), [flag, "wandb,tensorboard"]
@@ -114,7 +116,8 @@ def test_every_setting_has_a_flag_that_sets_it(
         elif field.name == "judge":
             changed, arguments = "{completion}?", [flag, "{completion}?"]
         elif field.name == "objective":
-            changed, arguments = "simpo", [flag, "simpo"]
+            changed = "simpo" if config is FinetuneConfig else "infill"
+            arguments = [flag, changed]
         elif field.default == ():
             changed, arguments = ("a", "b"), [flag, "a,b"]
         elif field.name == "date":

@@ -16,6 +16,7 @@ from macllm.families.config import Config
 from macllm.weights.keymap import to_ours
 from macllm.weights.safetensors import load_folder
 
+_NOISE = 1e-11  # of float64 with sums of some hundred terms, relative to the greatest gradient
 LOSS, GRADIENT = 1e-6, 5e-6  # relative to the loss, and to the largest gradient of each tensor
 
 
@@ -72,8 +73,9 @@ class Twins:
         exact, wanted = self._reference(reference, wide=True)
         theirs, narrow = self._reference(reference, wide=False)
         assert gradients.keys() == wanted.keys(), sorted(gradients.keys() ^ wanted.keys())
-        found = {name: _relative(gradients[name], want) for name, want in wanted.items()}
-        own = {name: _relative(narrow[name], want) for name, want in wanted.items()}
+        greatest = max(float(mx.abs(want).max()) for want in wanted.values())
+        found = {name: _relative(gradients[name], want, greatest) for name, want in wanted.items()}
+        own = {name: _relative(narrow[name], want, greatest) for name, want in wanted.items()}
         worst = max(found, key=lambda name: found[name] / max(GRADIENT, own[name]))
         return Difference(
             abs(loss - exact) / abs(exact),
@@ -123,9 +125,15 @@ class Twins:
         return to_ours(load_folder(path), keymap)
 
 
-def _relative(ours: mx.array, theirs: mx.array) -> float:
-    """The largest difference, relative to the largest of `theirs`; an array of zeros must be met exactly."""
+def _relative(ours: mx.array, theirs: mx.array, greatest: float) -> float:
+    """The largest difference, relative to the largest of `theirs`; an array of zeros must be met exactly.
+
+    A bias of keys shifts all scores of a query alike: its gradient is 0, and float64 computes the noise of sums. For
+    such a tensor 1e-7 of the `greatest` gradient of all stands for the limit.
+    """
     largest, difference = (float(mx.abs(each).max()) for each in (theirs, ours - theirs))
     if largest == 0:
         return 0.0 if difference == 0 else float("inf")
+    if largest < _NOISE * greatest:
+        return difference / greatest * (GRADIENT / 1e-7)
     return difference / largest

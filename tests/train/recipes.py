@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -61,3 +61,60 @@ def write_recipe(folder: Path, **changes: Any) -> None:
         'data = "."\nconfig = "config.json"\ntokenizer = "."\niters = 6\nbatch_size = 4\n'
         "max_seq_length = 32\nsteps_per_report = 2\nsteps_per_eval = 3\nsave_every = 2\nlearning_rate = 0.01\n"
     )
+
+
+ENCODER = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 48,
+    "type_vocab_size": 2,
+    "vocab_size": 280,
+}
+TEXT_TO_TEXT = {
+    "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 1,
+    "vocab_size": 280,
+}
+SENTINELS = 10
+
+
+def write_text_tokenizer(folder: Path) -> None:
+    """Write a byte tokenizer with a mask token, sentinels of descending ids, and <s>, </s> around texts."""
+    special = ["<s>", "<pad>", "</s>", "<mask>", *(f"<extra_id_{n}>" for n in reversed(range(SENTINELS)))]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = FastTokenizer(models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+
+
+def write_texts(folder: Path) -> None:
+    """Write a tokenizer, texts of two sentences, pairs of a word and its reverse, an encoder and a T5."""
+    write_text_tokenizer(folder)
+    words = ["abcd", "bead", "face", "cafe", "deaf", "fade", "dead", "beef"]
+    texts = [{"text": f"{a} {b}. {b} {a}."} for a in words for b in words[:3]]
+    pairs = [{"source": word, "target": word[::-1]} for word in words]
+    for name, rows in (("texts", texts), ("words", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, config in (("encoder", ENCODER), ("t5", TEXT_TO_TEXT)):
+        (folder / f"{name}.json").write_text(json.dumps(config))

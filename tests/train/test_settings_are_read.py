@@ -15,7 +15,8 @@ import pytest
 
 from macllm.train import finetune, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
-from tests.train.recipes import write_recipe
+from macllm.train.config.training import INPUTS
+from tests.train.recipes import write_recipe, write_texts
 
 # Settings with which the runs are made, each after the other. A field that is read only together with another one
 # needs a run here.
@@ -29,6 +30,12 @@ FINETUNE_RUNS: list[dict[str, Any]] = [
     {"objective": "reward", "data": "pairs.jsonl"},
     {"objective": "grpo", "rewards": ("exact_match", "judge"), "num_generations": 2, **GENERATING},
     {"objective": "ppo", "rewards": ("exact_match",), **GENERATING},
+]
+FINETUNE_TEXT_RUNS: list[dict[str, Any]] = [{"objective": "seq2seq", "data": "words.jsonl", "model": "run/model"}]
+_OF_T5 = {"config": "t5.json", "tokenizer": "."}
+TEXT_RUNS: list[dict[str, Any]] = [
+    {"objective": "infill", "data": "texts.jsonl", **_OF_T5},
+    {"objective": "seq2seq", "data": "words.jsonl", **_OF_T5},
 ]
 _CONFIG_CODE = (str(Path(sys.modules[TrainConfig.__module__].__file__ or "").parent), dataclasses.__file__, "<string>")
 _NO_USE = {"__post_init__", "__init__", "__eq__", "__repr__", "_asdict_inner", "asdict", "replace", "_replace"} | {
@@ -85,17 +92,31 @@ def unread(
     yield from (f.name for f in dataclasses.fields(kind) if f.name not in read)
 
 
-def test_every_setting_of_finetuning_is_read_by_a_run(recipe: Path, base: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder)
+    of_t5 = {"config": folder / "t5.json", "tokenizer": folder, "objective": "seq2seq", "data": folder / "words.jsonl"}
+    pretrain.train(PretrainConfig.load(**of_t5, output=folder / "run", iters=1))
+    return folder
+
+
+def test_every_setting_of_finetuning_is_read_by_a_run(recipe: Path, base: Path, texts: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "model": base, "epochs": 0.5, "batch_size": 8, "rank": 2, "max_seq_length": 32}
     distils = {"objective": "distil", "teacher": base, "divergence": "jsd", "teacher_top": 3, "teacher_first": True}
-    runs = [*FINETUNE_RUNS, distils]
-    runs = [run | ({"data": recipe / run["data"]} if "data" in run else {}) for run in runs]
+    runs = [*_of_folder(FINETUNE_RUNS, recipe), distils, *_of_folder(FINETUNE_TEXT_RUNS, texts)]
     assert list(unread(FinetuneConfig, finetune, tmp_path, runs, **settings)) == []
 
 
-def test_every_setting_of_training_is_read_by_a_run(recipe: Path, tmp_path: Path) -> None:
+def test_every_setting_of_training_is_read_by_a_run(recipe: Path, texts: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "config": recipe / "config.json", "tokenizer": recipe, "batch_size": 8, "epochs": 0.5}
-    assert list(unread(PretrainConfig, pretrain, tmp_path, RUNS, **settings, max_seq_length=32)) == []
+    runs = [*RUNS, *_of_folder(TEXT_RUNS, texts)]
+    assert list(unread(PretrainConfig, pretrain, tmp_path, runs, **settings, max_seq_length=32)) == []
+
+
+def _of_folder(runs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The runs with paths in the folder."""
+    return [{name: folder / value if name in INPUTS else value for name, value in run.items()} for run in runs]
 
 
 def test_a_setting_that_no_run_reads_is_found() -> None:

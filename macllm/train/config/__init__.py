@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .distillation import Divergence, OtherTokens
 from .finetune import FinetuneConfig, Method
-from .objective import FinetuneObjective
+from .objective import FinetuneObjective, PretrainObjective
 from .optimizer import OptimizerName
 from .preference import PreferenceLoss, Reference
 from .pretrain import PretrainConfig
@@ -24,6 +24,7 @@ __all__ = [
     "OtherTokens",
     "PreferenceLoss",
     "PretrainConfig",
+    "PretrainObjective",
     "Reference",
     "Schedule",
     "Select",

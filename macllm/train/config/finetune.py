@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 from macllm.errors import UsageError
 
 from . import distillation, mlx_lm, preference, reinforcement, reward
+from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
 from .preference import PreferenceSettings
@@ -29,13 +30,18 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
-    ReinforcementSettings, reward.RewardSettings, DistillationSettings, PreferenceSettings, TrainConfig
+    ReinforcementSettings,
+    reward.RewardSettings,
+    DistillationSettings,
+    PreferenceSettings,
+    TextToTextSettings,
+    TrainConfig,
 ):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
 
     objective: Annotated[
         FinetuneObjective,
-        "sft; preferences: dpo kto orpo simpo reward; rewards: grpo ppo; labels: classify tag; or distil",
+        "sft seq2seq; preferences: dpo kto orpo simpo reward; rewards: grpo ppo; classify tag; distil",
     ] = "sft"
     model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
     adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
@@ -129,5 +135,5 @@ class FinetuneConfig(
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES]
+        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES, *TEXT_TO_TEXT_RANGES]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

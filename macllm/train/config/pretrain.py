@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from macllm.hub.names import BUNDLED, bundled_folder
 
+from . import corruption
+from .corruption import CorruptionSettings, TextToTextSettings
+from .objective import PretrainObjective, unread_in_pretraining
 from .training import LongRows, TrainConfig
+from .values import refuse_set
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
+class PretrainConfig(TextToTextSettings, CorruptionSettings, TrainConfig):
     """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
 
+    objective: Annotated[
+        PretrainObjective, "clm; of an encoder mlm; of an encoder with a decoder span (T5), infill (BART), or seq2seq"
+    ] = "clm"
     config: Annotated[str, "config.json of the model"] = "config.json"
     tokenizer: Annotated[str, "folder with the tokenizer's files; maclet: the bundled model's"] = "."
     output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
@@ -27,6 +34,7 @@ class PretrainConfig(TrainConfig):
     mask_prompt: Annotated[bool, "train on assistant turns and completions only, not on prompts"] = False
 
     _folder: ClassVar[str] = "output"
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {**TrainConfig._choices, "objective": get_args(PretrainObjective)}
 
     @classmethod
     def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
@@ -38,5 +46,10 @@ class PretrainConfig(TrainConfig):
         bundled = self.tokenizer == BUNDLED and not Path(BUNDLED).is_dir()
         return bundled_folder() if bundled else Path(self.tokenizer)
 
+    def _check_effects(self) -> None:
+        super()._check_effects()
+        refuse_set(self, unread_in_pretraining(self.objective), f"objective is {self.objective}")
+
     def _ranges(self) -> list[tuple[str, float, float]]:
-        return [*super()._ranges(), ("init_std", 0.0, 1e3)]
+        own = [("init_std", 0.0, 1e3), *corruption.RANGES, *corruption.TEXT_TO_TEXT_RANGES]
+        return [*super()._ranges(), *own]

@@ -14,6 +14,8 @@ _FIRST = {
     "model": "Model and adapter",
     "config": "Model",
     "data": "Data",
+    "label_smoothing_factor": "Text to text",
+    "mask_ratio": "Corruption of texts",
     "beta": "Preferences",
     "teacher": "Distillation",
     "centering": "Reward models",

@@ -56,7 +56,7 @@ def parse(values: Any, where: str, columns: Columns = _STANDARD) -> Row:
     if not isinstance(values, dict):
         raise DataError(f"{where} is not a JSON object", remedy=EXAMPLES)
     check_depth(values, where)
-    row = _renamed({name: value for name, value in values.items() if value is not None}, columns)
+    row = _asked_and_answered(_renamed({name: value for name, value in values.items() if value is not None}, columns))
     parsed = _of_columns(row, values, where)
     if isinstance(parsed, PlainText | TaggedWords):
         return parsed
@@ -134,6 +134,14 @@ def _renamed(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     moved = {standard: row[name] for name, standard in own.items() if name in row}
     hidden = {standard for name, standard in own.items() if name != standard}
     return {name: value for name, value in row.items() if name not in hidden and name not in own} | moved
+
+
+def _asked_and_answered(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of text to text, source and target, as a prompt and its completion."""
+    others = {"messages", "conversations", "prompt", "completion", "text", "instruction", "chosen"}
+    if {"source", "target"} <= row.keys() and others.isdisjoint(row):
+        return {**row, "prompt": row["source"], "completion": row["target"]}
+    return row
 
 
 def _chat(row: dict[str, Any], where: str) -> Row:

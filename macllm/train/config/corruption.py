@@ -1,0 +1,26 @@
+"""Settings of objectives that restore a corrupted text, or write one text from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionSettings:
+    """Settings of objectives that restore a corrupted text."""
+
+    mask_ratio: Annotated[float, "mlm, span, infill: share of the tokens to restore; 0: 0.15, infill 0.3"] = 0.0
+    span_length: Annotated[float, "span, infill: mean length of a span to restore, in tokens"] = 3.0
+    permute_sentences: Annotated[bool, "infill: shuffle the sentences of a text, too"] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToTextSettings:
+    """Settings of text to text."""
+
+    label_smoothing_factor: Annotated[float, "seq2seq: share of the probability that is spread over all tokens"] = 0.0
+
+
+RANGES = [("mask_ratio", 0.0, 0.9), ("span_length", 1.0, 1e3)]
+TEXT_TO_TEXT_RANGES = [("label_smoothing_factor", 0.0, 0.9)]
