@@ -15,7 +15,7 @@ import pytest
 import macllm
 from macllm import adapter, checkpoint
 from macllm.adapter.export import export
-from macllm.errors import DataError, UsageError
+from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.families import labels
 from macllm.nn import lora
 from macllm.train import finetune as finetuning
@@ -23,6 +23,8 @@ from macllm.train import heads
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Evaluated, Saved, Step
 from macllm.train.finetune import finetune
+from macllm.train.objectives.reward import RankedPair
+from macllm.train.render import Example
 from macllm.weights.safetensors import load_file
 from tests.train.labelled_base import (
     labelled_texts,
@@ -110,6 +112,25 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(objective: str, folder: Pa
     finetune(dataclasses.replace(half, resume=True))
     first, second = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "half"))
     assert first == second
+
+
+def test_a_run_is_not_resumed_with_other_names_of_its_labels(folder: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", labelled_texts(24))
+    config = settings(folder, tmp_path / "run", "classify", data=data)
+    with closing(finetuning.events(config)) as events:
+        for event in events:
+            if isinstance(event, Saved) and event.step == 2:
+                break
+    data.write_text(data.read_text().replace('"with"', '"known"'))  # numbers of the labels stay as they are
+    with pytest.raises(CheckpointError, match="has another run"):
+        finetune(dataclasses.replace(config, resume=True))
+
+
+def test_a_cut_pair_keeps_its_margin() -> None:
+    row = Example(np.arange(6, dtype=np.int32), np.arange(6) > 2, "here:1")
+    cut = RankedPair(row, row, 0.5).cut(0, 4)
+    assert (len(cut), cut.margin) == (4, 0.5)
+    assert RankedPair(row, row, 0.5).fingerprint() != RankedPair(row, row).fingerprint()
 
 
 def test_full_training_of_the_last_layers_trains_the_head_too(folder: Path) -> None:
