@@ -47,7 +47,15 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
         fetch(config.teacher)
     compile_kernels()
     path = narrate(events(config, restarts), config.adapter_path, as_json=as_json)
-    say(f"try it: {shlex.join(['macllm', 'chat', *_flags(config, path)])}")
+    say(f"try it: {_use(config, path)}")
+
+
+def _use(config: FinetuneConfig, path: str) -> str:
+    """The command or, for a head that classifies, the Python that uses the result of a run."""
+    if config.objective not in ("classify", "tag", "reward"):
+        return shlex.join(["macllm", "chat", *_flags(config, path)])
+    loaded = f"{path!r}" if config.method == "full" else f"{config.model!r}, adapter={path!r}"
+    return f"macllm.{config.objective}(*macllm.load({loaded}), [...]) in Python"
 
 
 def _flags(config: FinetuneConfig, path: str) -> list[str]:

@@ -50,7 +50,8 @@ def command(model: str | None, adapter: str, output: str, dequantize: bool) -> N
         cost = merge(merged, probes(merged, tokenizer), dequantize)
         save(merged, tokenizer, folder, stored_types(source))  # weights may be in another type here than in the file
     say(_described(cost))
-    say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(folder)])}")
+    if merged.info.labels is None:
+        say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(folder)])}")
     click.echo(folder)
 
 

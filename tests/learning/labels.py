@@ -102,7 +102,7 @@ def accuracy(task: Task, given: Sequence[Labelled], unseen: Sequence[Labelled], 
 
 
 def measured(task: Task, seed: int, steps: int = STEPS) -> dict[str, float]:
-    """Accuracy on unseen texts after training on labels, and on shuffled ones, and of the more frequent label."""
+    """Accuracy on unseen texts after training on labels, on shuffled ones, and of the frequent label."""
     given = rows(task, 2000, seed)
     seen = {each.tokens.tobytes() for each in given}
     unseen = [each for each in rows(task, 1000, seed + 100) if each.tokens.tobytes() not in seen]

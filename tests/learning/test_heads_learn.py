@@ -1,4 +1,4 @@
-"""Heads learn on held-out data, and nothing from shuffled labels: one seed of the scripts beside this file."""
+"""Heads learn, and nothing from shuffled labels: one seed of the scripts beside this file."""
 
 from __future__ import annotations
 

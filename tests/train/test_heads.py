@@ -15,6 +15,7 @@ import pytest
 import macllm
 from macllm import adapter, checkpoint
 from macllm.adapter.export import export
+from macllm.cli import main
 from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.families import labels
 from macllm.nn import lora
@@ -128,9 +129,9 @@ def test_a_run_is_not_resumed_with_other_names_of_its_labels(folder: Path, tmp_p
 
 def test_a_cut_pair_keeps_its_margin() -> None:
     row = Example(np.arange(6, dtype=np.int32), np.arange(6) > 2, "here:1")
-    cut = RankedPair(row, row, 0.5).cut(0, 4)
+    cut = RankedPair(row, row, margin=0.5).cut(0, 4)
     assert (len(cut), cut.margin) == (4, 0.5)
-    assert RankedPair(row, row, 0.5).fingerprint() != RankedPair(row, row).fingerprint()
+    assert RankedPair(row, row, margin=0.5).fingerprint() != RankedPair(row, row).fingerprint()
 
 
 def test_full_training_of_the_last_layers_trains_the_head_too(folder: Path) -> None:
@@ -308,3 +309,19 @@ def test_a_model_without_a_head_takes_none_from_an_adapter_of_another_kind(folde
     again, _ = macllm.load(folder / "decoder" / "model", adapter=tmp_path / "plain")
     assert again.info.labels is None
     assert again.info.kind == "decoder"
+
+
+def test_the_command_says_how_its_result_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = folder / "encoder" / "model"
+    flags = ["--objective", "classify", "--model", str(base), "--data", str(folder / "classify.jsonl")]
+    assert main(["finetune", *flags, "--adapter-path", "run", "--iters", "2", "--restarts", "0"]) == 0
+    call = f"macllm.classify(*macllm.load({str(base)!r}, adapter='run'), [...])"
+    assert f"try it: {call} in Python" in capsys.readouterr().err
+    assert eval(call.replace("...", "'a b'"), {"macllm": macllm})[0].label in ("with", "without")
+    assert main(["fuse", "--adapter", "run", "--output", "merged"]) == 0
+    assert "chat" not in capsys.readouterr().err
+    merged, tokenizer = macllm.load("merged")
+    assert macllm.classify(merged, tokenizer, ["a b"])[0].label in ("with", "without")
