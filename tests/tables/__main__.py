@@ -12,11 +12,12 @@ import sys
 import time
 from typing import Any
 
-from tests.tables import benches, gradients, guide, kills, trajectories
+from tests.tables import benches, gradients, guide, kills, objectives, trajectories
 from tests.tables.table import machine
 
 TABLES = {
     "gradients": gradients.table,
+    "objectives": objectives.table,
     "trajectories": trajectories.table,
     "kills": kills.table,
     "memory": benches.memory,

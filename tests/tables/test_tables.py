@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.tables import __main__ as command
-from tests.tables import kills
+from tests.tables import kills, objectives
 from tests.tables.table import Table
 
 
@@ -61,3 +61,20 @@ def test_the_quick_trajectories_are_printed_by_the_command(capsys: pytest.Captur
 def test_ten_runs_of_the_table_of_kills_end_as_one_that_nothing_stopped() -> None:
     said: list[str] = []
     assert kills.table(True, said.append).held, said
+
+
+def test_a_failed_comparison_or_nothing_learned_misses_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = {"loss": 1e-8, "gradient": 2e-6, "own_gradient": 0.0}
+    far = {"loss": 0.5, "gradient": 0.5, "own_gradient": 0.0}  # of a test that passes with a bug put back
+    learned = {"one": {"shown": "0.5 to 0.9", "held": True}}
+    monkeypatch.setattr(objectives, "PROOFS", {"one": objectives.Proof("torch", "test_one")})
+    monkeypatch.setattr(objectives, "learned", lambda scripts, say: dict(learned))
+    passed = [{"test": "test_one[a]", **close}, {"test": "test_one[bug]", **far}]
+    for found, held in ((passed, True), ([*passed, {"test": "test_one[b]", "failed": True}], False), ([], False)):
+        monkeypatch.setattr(objectives, "measured", lambda tests, say, found=found: found)
+        made = objectives.table(False, print)
+        assert made.held is held
+    monkeypatch.setattr(objectives, "measured", lambda tests, say: passed)
+    assert objectives.table(False, print).rows == [["one", "torch", "1", "1.0e-08", "2.0e-06", "1 seen", "0.5 to 0.9"]]
+    learned["one"] = {"shown": "0.5 to 0.5", "held": False}
+    assert objectives.table(False, print).held is False

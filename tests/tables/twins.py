@@ -57,6 +57,10 @@ def doubled() -> Any:
     return Doubled()
 
 
+MEASURED: list[Difference] = []
+"""All that were measured, for the table of objectives."""
+
+
 class Twins:
     """A model and its reference; `folder`/base has the weights of both.
 
@@ -77,7 +81,7 @@ class Twins:
         found = {name: _relative(gradients[name], want, greatest) for name, want in wanted.items()}
         own = {name: _relative(narrow[name], want, greatest) for name, want in wanted.items()}
         worst = max(found, key=lambda name: found[name] / max(GRADIENT, own[name]))
-        return Difference(
+        difference = Difference(
             abs(loss - exact) / abs(exact),
             found[worst],
             worst,
@@ -85,6 +89,8 @@ class Twins:
             abs(theirs - exact) / abs(exact),
             own[worst],
         )
+        MEASURED.append(difference)
+        return difference
 
     def _reference(self, reference: Callable[[Any], Any], wide: bool) -> tuple[float, dict[str, mx.array]]:
         """The reference's loss, and its gradients by our names; computed in float64 if `wide`."""
