@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
@@ -110,11 +110,12 @@ class Dashboard:
         self._tokens: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._prepared: Prepared | None = None
         self._validation: float | None = None
+        self._metrics = ""  # of the last report
         self._left: tuple[float, float] | None = None  # seconds left, and the time when it was so
 
     def take(self, event: TrainEvent) -> None:
         """Take an event."""
-        from macllm.train.events import Advanced, Continued, Evaluated, Paused, Prepared, Restarted, Saved
+        from macllm.train.events import Advanced, Continued, Evaluated, Paused, Prepared, Restarted, Saved, Step
 
         self._state = ""
         if isinstance(event, Prepared):
@@ -130,6 +131,8 @@ class Dashboard:
             self._work = None
         elif isinstance(event, Restarted):
             self._step, self._work, self._state = None, None, "restarting"
+        elif isinstance(event, Step):
+            self._metrics = metrics_text(event.metrics)
         elif isinstance(event, Paused):
             self._state = "paused"
         elif isinstance(event, Continued):
@@ -239,6 +242,8 @@ class Dashboard:
             yield _Fact(1, f"batch {self._work.done}/{self._work.total}")
         if self.curve.loss is not None:
             yield _Fact(0, f"loss {self.curve.loss:.4f}")
+        if self._metrics:
+            yield _Fact(4, self._metrics)
         if (checked := self._validation) is not None:
             yield _Fact(4, f"validation {checked:.4f}", short=f"valid {checked:.4f}")
         seconds = sum(each for _, each in self._tokens)
@@ -265,6 +270,12 @@ class _Fact:
     text: str
     colour: str = ""
     short: str = ""
+
+
+def metrics_text(metrics: Mapping[str, float], most: int = 2) -> str:
+    """The first of an objective's metrics."""
+    shown = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in metrics.items()]
+    return _GAP.join(shown[:most])
 
 
 def _length(facts: list[_Fact]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from macllm.units import bytes_text, duration_text
 from macllm.visible import one_line
 
-from .dashboard import MOST_CELLS, Dashboard
+from .dashboard import MOST_CELLS, Dashboard, metrics_text
 from .live import LiveArea, has_blocks, is_live
 from .output import Progress, columns, say
 
@@ -96,7 +96,8 @@ class RunLines:
             say(_step_line(event, self.steps))
         elif isinstance(event, Evaluated):
             best = "  (best)" if event.best else ""
-            say(f"step {event.step}/{self.steps}  validation loss {event.loss:.4f}{best}")
+            loss = _with_metrics(f"validation loss {event.loss:.4f}", event.metrics)
+            say(f"step {event.step}/{self.steps}  {loss}{best}")
         elif isinstance(event, Saved):
             say(f"step {event.step}/{self.steps}  saved {event.path}")
         elif isinstance(event, Skipped):
@@ -258,8 +259,13 @@ def _long_line(last: Advanced, seconds: float) -> str:
     return f"{last.work} {done} {UNITS[last.work]}, the next takes {duration_text(seconds)} so far"
 
 
+def _with_metrics(loss: str, metrics: Mapping[str, float]) -> str:
+    return "  ".join(filter(None, (loss, metrics_text(metrics))))
+
+
 def _step_line(event: Step, steps: int) -> str:
+    loss = _with_metrics(f"loss {event.loss:.4f}", event.metrics)
     return (
-        f"step {event.step}/{steps}  loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
+        f"step {event.step}/{steps}  {loss}  lr {event.learning_rate:.2e}  "
         f"grad {event.grad_norm:.2g}  {event.tokens_per_second:.0f} tokens/s  {bytes_text(event.peak_bytes)}"
     )

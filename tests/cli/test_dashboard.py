@@ -232,6 +232,15 @@ def test_on_a_terminal_a_run_leaves_its_evaluations_and_its_end(
     ]
 
 
+def test_an_objectives_first_two_metrics_are_shown() -> None:
+    metrics = {"accuracy": 0.8125, "margin": 1.25, "chosen_reward": 0.5}
+    board = Dashboard(2_000_000_000, clock=Clock())
+    board.take(step(1, 2))
+    board.take(Step(1, 0.5, 1e-3, 1.0, 100.0, 1_000, metrics))
+    assert "accuracy 0.812  margin 1.25" in "".join(part for part, _ in board.lines(120)[1])
+    assert "reward" not in "".join(part for part, _ in board.lines(120)[1])
+
+
 def test_json_on_a_terminal_is_not_torn_by_the_area(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

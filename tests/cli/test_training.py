@@ -13,7 +13,7 @@ from macllm import cli
 from macllm.cli import finetune
 from macllm.cli.training import narrate
 from macllm.train.config import FinetuneConfig
-from macllm.train.events import Advanced, Counts, Finished, Paused, Prepared, Step, TrainEvent, Working
+from macllm.train.events import Advanced, Counts, Evaluated, Finished, Paused, Prepared, Step, TrainEvent, Working
 
 
 def run(losses: list[float], end: float) -> Generator[TrainEvent]:
@@ -55,6 +55,19 @@ def test_the_command_to_try_a_result_can_be_pasted(
     finetune.start(FinetuneConfig(data="x", model="b c"))
     words = shlex.split(capsys.readouterr().err)
     assert words == ["try", "it:", "macllm", "chat", "--model", "b c", "--adapter", "it's mine/a b"]
+
+
+def test_reports_and_evaluations_have_the_objectives_first_two_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    def preferences() -> Generator[TrainEvent]:
+        yield Step(1, 0.5, 1e-3, 1.0, 100.0, 1_000, {"accuracy": 0.75, "margin": 1.25, "chosen_reward": 0.1})
+        yield Evaluated(1, 0.4, 9, True, {"accuracy": 1.0, "margin": 2.0, "chosen_reward": 0.1})
+        yield Finished(1, 0.4, 2.0, "folder")
+
+    narrate(preferences(), "elsewhere")
+    said = capsys.readouterr().err
+    assert "loss 0.5000  accuracy 0.75  margin 1.25  lr 1.00e-03" in said
+    assert "validation loss 0.4000  accuracy 1  margin 2  (best)" in said
+    assert "reward" not in said
 
 
 def test_a_resumed_run_gets_no_advice(capsys: pytest.CaptureFixture[str]) -> None:

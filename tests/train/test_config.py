@@ -184,6 +184,11 @@ def test_learning_rate_and_epochs_depend_on_the_model_size_unless_given() -> Non
         (1e-3, 10),
         (2e-4, 3),
     ]
+    preferences = FinetuneConfig(data="x.jsonl", objective="dpo")
+    fitted = [preferences.fitted(size) for size in (3_000_000, 135_000_000, 8_000_000_000)]
+    assert [(c.learning_rate, c.epochs) for c in fitted] == [(5e-4, 3), (5e-5, 1), (5e-6, 1)]
+    full = FinetuneConfig(data="x.jsonl", objective="orpo", method="full")
+    assert full.fitted(10**10).learning_rate == pytest.approx(5e-7)
     given = FinetuneConfig(data="x.jsonl", learning_rate=5e-5, epochs=2)
     assert given.fitted(3_000_000) == given
     assert FinetuneConfig(data="x.jsonl", iters=9).fitted(3_000_000).iters == 9

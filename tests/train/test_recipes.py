@@ -97,6 +97,9 @@ def test_a_recipe_trains(recipe: Recipe, tmp_path: Path) -> None:
     data.write_text("".join(chat(f"number {i}?", f"{i * 7 % 10}") for i in range(20)))
     if recipe.name in ("grpo", "ppo"):
         data.write_text("".join(f'{{"prompt": "number {i}?", "answer": "{i}"}}\n' for i in range(20)))
+    if recipe.name in ("dpo", "kto", "orpo", "simpo"):
+        pairs = [f'{{"prompt": "number {i}?", "chosen": "{i}", "rejected": "{i + 1}"}}\n' for i in range(20)]
+        data.write_text("".join(pairs))
     config: TrainConfig = recipe.config.load(recipe.path, data=data, iters=2, **{recipe.config._folder: tmp_path / "o"})
     module = finetune if isinstance(config, FinetuneConfig) else pretrain
     assert finish(module.events(config)).step == 2

@@ -14,11 +14,11 @@ from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
 from .preference import PreferenceSettings
+from .rates import fitting
 from .reinforcement import ReinforcementSettings
 from .training import SMALLEST, TrainConfig
 from .values import refuse_set
 
-_SMALL_PARAMETERS = 50_000_000
 _FULL_DIVISOR = 10  # LoRA learns best at ten times the rate (Schulman et al. 2025, LoRA Without Regret)
 _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
@@ -60,12 +60,12 @@ class FinetuneConfig(
         "modules to train whole beside the adapter, as patterns (lm_head, embed_tokens, norm); empty: none",
     ] = ()
     learning_rate: Annotated[
-        float, "peak learning rate; 0: 2e-4, or 1e-3 below 50 million parameters; full a tenth, lion a fifth"
+        float, "peak learning rate; 0: by objective and model size (README); full a tenth, lion a fifth"
     ] = 0.0
     lora_plus_ratio: Annotated[
         float, "learning rate of B and DoRA's norms relative to A's (LoRA+), embeddings aside; 1: the same"
     ] = 1.0
-    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: 3, or 10 for a small model"] = 0.0
+    epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: by objective and model size"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = TrainConfig._NO_EFFECT_ON_WEIGHTS | {"rewards"}  # by their hash
@@ -104,7 +104,7 @@ class FinetuneConfig(
 
     def fitted(self, parameters: int) -> Self:
         """The config with default learning rate and epochs for a model with this number of parameters."""
-        rate, epochs = (1e-3, 10.0) if parameters < _SMALL_PARAMETERS else (2e-4, 3.0)
+        _, rate, epochs = fitting(self.objective, parameters)
         rate /= _LION_DIVISOR if self.optimizer == "lion" else 1
         rate /= _FULL_DIVISOR if self.method == "full" else 1
         return dataclasses.replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -111,7 +112,7 @@ class Sides:
 
 def prepared(objective: Any, model: Any, pairs: list[Any]) -> list[Any]:
     """Examples with the log-probabilities of a reference."""
-    config = FinetuneConfig(**{**objective.config.as_dict(), "reference": "stored"})
+    config = replace(objective.config, reference="stored")
     work = type(objective)(config).prepare(model, Dataset(pairs, [], Counts()), None, "")
     while True:
         try:
