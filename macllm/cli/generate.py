@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .configured import Configured
 
 SILENT_PREFILL_SECONDS = 1.0
+_BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
 _OF_CHATS = ("chat.system", "chat.preset", "chat.max_tokens", "chat.plain", "ui.theme", "ui.sidebar")
 
 
@@ -57,6 +58,15 @@ class _Options:
 )
 @click.option("--max-context", type=int, metavar="N", help="Longest prompt plus answer, in tokens.")
 @click.option("--kv-bits", type=int, metavar="4|8", help="Quantize the KV cache to 4 or 8 bits.")
+@click.option("--num-beams", type=int, metavar="N", help="Search with N beams; the text comes at the end. [default: 1]")
+@click.option("--length-penalty", type=float, metavar="P", help="Divide a beam's log-probability by its length^P.")
+@click.option(
+    "--early-stopping",
+    type=click.Choice(["true", "false", "never"]),
+    default=None,
+    help="Stop at N ended beams (true), when a better one is unlikely (false), or impossible (never).",
+)
+@click.option("--num-return-sequences", type=int, metavar="N", help="With --json: report the N best beams.")
 @click.option("-v", "--verbose", is_flag=True, help="Print token counts and speed to stderr.")
 @sampling_options
 def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
@@ -65,12 +75,16 @@ def command(prompt: str, sampling: dict[str, Any], **flags: Any) -> None:
     A model with a chat template answers PROMPT as a user message; with --raw, or without a template, it continues it.
     """
     found = _configured(flags, sampling)
-    names = ("max_tokens", "stop", "logprobs", "max_context", "kv_bits")
+    names = ("max_tokens", "stop", "logprobs", "max_context", "kv_bits", *_BEAMS)
+    if (early := flags["early_stopping"]) in ("true", "false"):
+        flags["early_stopping"] = early == "true"
     request = {name: value for name in names if (value := flags.pop(name)) not in (None, ())}
     model, adapter = found["chat.model"], found["chat.adapter"]
     options = _Options(request=request | found.sampling, model=model, adapter=adapter, **flags)
     if "logprobs" in request and not options.as_json:
         raise UsageError("--logprobs needs --json", remedy="add --json")
+    if "num_return_sequences" in request and not options.as_json:
+        raise UsageError("--num-return-sequences needs --json", remedy="add --json")
     if options.raw and options.system:
         raise UsageError(
             "--system cannot be combined with --raw", cause="--raw uses no chat template", remedy="one of the two"
@@ -98,6 +112,10 @@ def _check(request: dict[str, Any]) -> None:
     read_engine_options({name: value for name, value in request.items() if name in ENGINE_NAMES})
     given = read({name: value for name, value in request.items() if name not in ENGINE_NAMES})
     sampling = {name: given.pop(name) for name in SAMPLING_NAMES & given.keys()}
+    if given.get("num_beams", 1) > 1:
+        sampling.setdefault("temperature", 0.0)
+    elif "num_beams" not in given:  # the model's own number may fit
+        given = {name: value for name, value in given.items() if name not in _BEAMS}
     defaults.check(Request(sampling=SamplingParams(**sampling), **given))
 
 
@@ -193,7 +211,7 @@ def _print_json(events: Iterator[Event], tokenizer: Tokenizer, options: _Options
     answer |= {"reasoning": texts["reasoning"]} if texts["reasoning"] else {}
     answer |= {"tool_calls": list(calls.values())} if calls else {}
     if done:
-        answer |= asdict(done)
+        answer |= {name: value for name, value in asdict(done).items() if name != "beams" or value}
     if "logprobs" in options.request:
         answer["logprobs"] = [
             _scored(tokenizer, each.token, each.logprob)

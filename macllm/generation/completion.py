@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -21,16 +22,17 @@ from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
+from .beams import Beams, Ended, search
 from .contract import DEFAULT_OPTIONS, EngineOptions
 from .decode import Sampled, decode, prefill
 from .limits import answer_limit, check
 from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
-from .request import Delta, Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
+from .request import Beam, Delta, Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
 from .sampling import config_file
 from .sampling.constraints import Bounds
 from .sampling.defaults import new_seed
-from .sampling.sampler import Sampler
+from .sampling.sampler import Sampler, adjusted
 
 Steps = Generator[tuple[Event, ...], None, None]
 
@@ -130,11 +132,13 @@ class _RunningCompletion:
         unseen = frozenset(token for token in named if token is not None)
         splitter = part_splitter(tokenizer, prompt, request.tools)
         continued = self._info.kind == "decoder" and continues(tokenizer, request)
-        detokenizer = tokenizer.detokenizer(after=prompt if continued else ())
+        self._detokenizer = partial(tokenizer.detokenizer, after=prompt if continued else ())
+        self._unseen = unseen
         stop = (*request.stop, *config_file.read(self._info.generation_config).stop)
-        self._assembler = Assembler(detokenizer, splitter, stop, unseen)
+        self._assembler = Assembler(self._detokenizer(), splitter, stop, unseen)
         self._given = self._resumed()
         self._drawn: list[int] = []
+        self._beams: tuple[Beam, ...] = ()
 
     def _resumed(self) -> tuple[Delta, ...]:
         """The deltas of `answer_start`. Raises UsageError for an answer that has ended."""
@@ -169,7 +173,7 @@ class _RunningCompletion:
     def _done(self, reason: FinishReason, cached: int) -> Done:
         usage = Usage(len(self._prompt), len(self._drawn), cached)
         timing = Timing(self._first - self._began, self._last - self._first, mx.get_peak_memory())
-        return Done(reason, usage, timing, self._seed)
+        return Done(reason, usage, timing, self._seed, self._beams)
 
     def _begin(self) -> tuple[ModelCache, Sequence[int], int]:
         """A cache, the decoder's input, and the number of its tokens already in the cache."""
@@ -183,7 +187,7 @@ class _RunningCompletion:
         rotation = self._info.rotation_class(planned)
         if rotation is not None:
             limits["max_context"] = planned
-        if self._prefix is None:
+        if self._prefix is None or request.num_beams > 1:  # beams take the cache apart
             return model.make_cache(**limits), self._prompt, 0
         adapter = identity(cast(nn.Module, model)) if request.adapter else ()
         kind = (request.max_context, self._options.kv_bits, rotation, adapter)
@@ -198,12 +202,53 @@ class _RunningCompletion:
         defaults = config_file.read(self._info.generation_config, self._info.vocab_size).sampling
         return defaults.get("forced_bos_token_id") if requested is None else requested
 
+    def _bounds(self, inputs: Sequence[int], drawn: int = 0) -> Bounds:
+        """The bounds of what follows `drawn` new tokens."""
+        before = len(self._answer_start)
+        prompt, left = self._prompt[: len(self._prompt) - before], self._answer_limit - drawn
+        return Bounds(prompt=prompt, given=self._forced(inputs), drawn=before + drawn, ends=self._ends, max_tokens=left)
+
+    def _forced(self, inputs: Sequence[int]) -> int:
+        """Number of tokens that an encoder-decoder is forced to begin with, after the start token."""
+        return len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
+
     def _sampler(self, inputs: Sequence[int], vocab_size: int) -> Sampler:
-        given = len(inputs) - 1 if self._info.kind == "encoder-decoder" else 0
-        drawn = len(self._answer_start)
-        prompt = self._prompt[: len(self._prompt) - drawn]
-        bounds = Bounds(prompt=prompt, given=given, drawn=drawn, ends=self._ends, max_tokens=self._answer_limit)
-        return Sampler(self._request.sampling, self._seed, inputs, vocab_size, bounds)
+        return Sampler(self._request.sampling, self._seed, inputs, vocab_size, self._bounds(inputs))
+
+    def _search(
+        self, cache: ModelCache, inputs: Sequence[int], logits: mx.array
+    ) -> Generator[tuple[Event, ...], None, FinishReason]:
+        """Steps of beam search; the text of the best beam comes after the last."""
+        params, beams = (
+            self._request.sampling,
+            Beams(self._request, self._ends, self._answer_limit, self._forced(inputs)),
+        )
+
+        def adjust(log_p: mx.array, answer: tuple[int, ...]) -> mx.array:
+            return adjusted(log_p, params, [*inputs, *answer], self._bounds(inputs, len(answer)))
+
+        yield (Prefill(len(self._prompt), len(self._prompt)), *self._given)
+        for _ in search(self._model, cache, logits, beams, adjust):
+            self._last = time.perf_counter()
+            self._first = self._first if self._drawn else self._last
+            self._drawn = list(beams.answers[0])
+            if self._cancelled():
+                return "cancelled"
+        ended = beams.best()
+        self._beams = tuple(self._beam(each) for each in ended)
+        self._drawn = list(ended[0].tokens)
+        yield tuple(_joined(d for token in self._beams[0].tokens for d in self._assembler.add(Sampled(token))))
+        if self._assembler.stopped:
+            return "stop"
+        has_end = self._drawn[-1] in self._ends
+        at_limit = bool(params.forced_eos_token_id) and len(self._drawn) == self._answer_limit
+        return "stop" if has_end and not at_limit else "length"
+
+    def _beam(self, ended: Ended) -> Beam:
+        tokens = ended.tokens[:-1] if ended.tokens[-1] in self._ends else ended.tokens
+        detokenizer = self._detokenizer()
+        text = "".join(detokenizer.add(token) for token in tokens if token not in self._unseen)
+        return Beam(text + detokenizer.finish(), tokens, ended.score)
 
     def _complete(
         self, cache: ModelCache, inputs: Sequence[int], cached: int
@@ -221,9 +266,13 @@ class _RunningCompletion:
             except StopIteration as end:
                 logits = end.value
                 break
-            if self._prefix is not None and read.done + step >= read.total:  # the last step of the prompt is next
+            if (
+                self._prefix is not None and request.num_beams == 1 and read.done + step >= read.total
+            ):  # the last step of the prompt is next
                 self._prefix.keep(inputs, cache)
             yield (read,)
+        if request.num_beams > 1:
+            return (yield from self._search(cache, inputs, logits))
         sampler = self._sampler(inputs, logits.shape[-1])
         tokens = decode(model, cache, logits, sampler, max_tokens=self._answer_limit, alternatives=request.logprobs)
         for sampled in tokens:
@@ -246,7 +295,7 @@ class _RunningCompletion:
 
     def _finish(self, cache: ModelCache, inputs: Sequence[int]) -> None:
         """Trim tokens that were computed but not shown; return the cache to the prefix cache."""
-        if self._prefix is None or self._info.kind == "encoder-decoder":
+        if self._prefix is None or self._info.kind == "encoder-decoder" or self._request.num_beams > 1:
             return
         answered = max(0, self._assembler.shown - len(self._answer_start)) if self._drawn else 0
         shown = min(len(inputs) + answered, cache.length)

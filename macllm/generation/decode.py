@@ -76,7 +76,7 @@ def decode(
         mx.eval(ahead.token)  # after an early stop: the step in flight holds a cache, and the next prefill wants memory
 
 
-def _is_broken(logits: mx.array) -> mx.array:
+def is_broken(logits: mx.array) -> mx.array:
     """True (a scalar) for invalid logits (V,): with a NaN, or with an infinite maximum."""
     return mx.isnan(logits).any() | mx.isinf(logits.max())
 
@@ -87,7 +87,7 @@ class _PendingToken:
     def __init__(self, logits: mx.array, sampler: Sampler, step: int, alternatives: int | None) -> None:
         self.token: Any = sampler(logits, step)
         self._logprobs: tuple[Any, ...] = () if alternatives is None else logprobs_of(logits, self.token, alternatives)
-        self._broken: tuple[mx.array, ...] = () if step % _CHECK_EVERY else (_is_broken(logits),)
+        self._broken: tuple[mx.array, ...] = () if step % _CHECK_EVERY else (is_broken(logits),)
         mx.async_eval(self.token, *self._logprobs, *self._broken)
 
     def read(self) -> Sampled:

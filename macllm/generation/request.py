@@ -77,6 +77,20 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None  # alternatives reported for each token; None: no logprobs at all
     max_context: int | None = None  # tokens, prompt and completion together
+    # Beam search, with the meanings of transformers' GenerationConfig. The text of the best beam comes at the end.
+    num_beams: int = 1
+    length_penalty: float = 1.0  # a beam's score is its log-probability / length^length_penalty
+    early_stopping: bool | str = False  # True: at num_beams ended beams; "never": once no better one can come
+    num_return_sequences: int = 1  # beams that are reported
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A result of beam search: text, tokens without the end, and score."""
+
+    text: str
+    tokens: tuple[int, ...]
+    score: float
 
 
 @dataclass(frozen=True)
@@ -136,12 +150,13 @@ class Delta:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a completion. `seed` replays it."""
+    """The end of a completion. `seed` replays it. `beams` are the results of beam search, the best first."""
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
     seed: int
+    beams: tuple[Beam, ...] = ()
 
 
 Event = Prefill | Delta | Done

@@ -15,6 +15,7 @@ from .options import ENGINE_NAMES, SAMPLING_NAMES, read_engine_options
 from .options import read as read_options
 from .prompt import check_pair, encode_prompt, read_prompt
 from .request import (
+    Beam,
     Delta,
     Done,
     Events,
@@ -24,7 +25,7 @@ from .request import (
     TokenLogprob,
     Usage,
 )
-from .sampling.defaults import default_max_tokens, default_sampling
+from .sampling.defaults import default_beams, default_max_tokens, default_sampling
 
 Prompt = str | Sequence[Mapping[str, Any]] | Request
 
@@ -42,6 +43,7 @@ class Completion:
     seed: int
     tokens: tuple[int, ...]  # without the stop token
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+    beams: tuple[Beam, ...] = ()  # of beam search, the best first
 
     def __str__(self) -> str:
         return self.text
@@ -89,6 +91,10 @@ def generate(
     logprobs: int | None = None,
     kv_bits: int | None = None,
     max_context: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: bool | str | None = None,
+    num_return_sequences: int | None = None,
     prefill_step: int | None = None,
 ) -> Completion:
     """The completion of a text or of messages. Arguments and errors as in `stream`."""
@@ -137,6 +143,10 @@ def stream(
     logprobs: int | None = None,
     kv_bits: int | None = None,
     max_context: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: bool | str | None = None,
+    num_return_sequences: int | None = None,
     prefill_step: int | None = None,
 ) -> Events:
     """Events of a completion: Prefill while the prompt is read, Delta with new text, Done at the end.
@@ -145,6 +155,7 @@ def stream(
     continued as plain text. `tools` and `variables` go to the template. An option that is None gets its default from
     the checkpoint's generation_config.json, else from `Request`, `SamplingParams` and `EngineOptions`; only `kv_bits`
     and `prefill_step` can be combined with a `Request`. Closing the iterator stops generation after the current step.
+    With `num_beams` above 1 the text comes at the end, all at once, and Done has the best beams.
     Raises UsageError for invalid options and DoesNotFitError for a prompt longer than the context.
     """
     given = _given(locals())
@@ -174,7 +185,11 @@ def make_request(
     read = read_prompt(prompt)
     options["prompt" if isinstance(read, str) else "messages"] = read
     drawn = {name: options.pop(name) for name in SAMPLING_NAMES & options.keys()}
+    if options.get("num_beams", 1) > 1:
+        drawn.setdefault("temperature", 0.0)
     request = Request(sampling=replace(default_sampling(model.info), **drawn), **options)
+    if "num_beams" not in options:
+        request = replace(request, **default_beams(model.info, request) | options)
     if "max_tokens" in options:
         return request
     most = default_max_tokens(model.info, request, lambda: len(encode_prompt(tokenizer, request)))
@@ -209,4 +224,5 @@ def _collected(events: Events) -> Completion:
         seed=done.seed,
         tokens=tuple(tokens),
         logprobs=tuple(logprobs),
+        beams=done.beams,
     )

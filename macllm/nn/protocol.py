@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 import mlx.core as mx
 
@@ -40,6 +41,15 @@ class ModelCache(Protocol):
 
     def fork(self) -> Self:
         """An independent copy; arrays may be shared until one of the two writes."""
+        ...
+
+
+@runtime_checkable
+class SelectingCache(Protocol):
+    """A cache whose sequences can be put into another order, left out and repeated."""
+
+    def select(self, rows: Sequence[int], *, same_source: bool = False) -> None:
+        """Hold the sequences `rows` of the batch; with `same_source`, all come from one encoded source."""
         ...
 
 

@@ -33,7 +33,7 @@ class DrawReference:
         """Token () uint32 drawn from logits (V,) as number `step` of the completion; it joins the history."""
         params = self._params
         if self._penalties is None:
-            self._penalties = _penalties(params, self._history, logits.size)
+            self._penalties = penalties(params, self._history, logits.size)
         if params.bias or self._penalties:
             logits = logits.astype(mx.float32)
         if params.bias:
@@ -46,7 +46,8 @@ class DrawReference:
         return token
 
 
-def _penalties(params: DrawParams, history: Sequence[int], vocab_size: int) -> list[CountPenalties | DryPenalty]:
+def penalties(params: DrawParams, history: Sequence[int], vocab_size: int) -> list[CountPenalties | DryPenalty]:
+    """The penalties of these parameters, each a function of logits (V,)."""
     if not params.windows:
         return []
     from .penalties import CountPenalties, DryPenalty  # brings numpy, which a first token need not wait for

@@ -83,7 +83,7 @@ def _question(row: Row) -> _Asked:
         case PlainText() | TaggedWords():
             raise DataError(
                 f"{row.where} is a row of kind {row.kind}",
-                cause="a text has no question to answer",
+                cause="it has no question to answer",
                 remedy='rows of {"prompt": ...} or {"messages": [...]}',
             )
         case Chat():

@@ -416,12 +416,13 @@ def test_a_forced_end_token_finishes_with_the_reason_length() -> None:
 
 
 def test_unsupported_settings_of_generation_config_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = configured(num_beams=4, top_p=7, temperature=0.0)
+    model = configured(num_beams=4, top_p=7, temperature=0.0, penalty_alpha=0.6)
     for _ in range(3):
         generate(model, FakeTokenizer(), "x", max_tokens=1)
     assert [record.getMessage() for record in caplog.records] == [
         "generation_config.json: top_p = 7 is left out",
-        "generation_config.json asks for num_beams = 4, which macllm does not support",
+        "generation_config.json asks for penalty_alpha = 0.6, which macllm does not support",
+        "generation_config.json asks for num_beams = 4; a decoder gets them only if they are asked for",
     ]
 
 

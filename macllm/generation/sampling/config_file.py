@@ -11,7 +11,7 @@ from typing import Any
 from macllm.errors import UsageError
 
 from .. import options
-from .ranges import COLDEST, WHOLE, allows
+from .ranges import COLDEST, EARLY_STOPPING, WHOLE, allows
 
 _NUMBERS = (
     "temperature",
@@ -32,7 +32,6 @@ _TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
 
 # Options that macllm does not support, with the values that change no answer.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (0, 1),
     "diversity_penalty": (0,),
     "penalty_alpha": (0,),
     "encoder_repetition_penalty": (1,),
@@ -55,6 +54,7 @@ class GenerationConfig:
     """Fields of SamplingParams in a `generation_config.json`, and notes on the rest."""
 
     sampling: dict[str, Any] = field(default_factory=dict)
+    beams: dict[str, Any] = field(default_factory=dict)  # fields of Request; empty without beam search
     stop: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     max_length: int | None = None
@@ -84,6 +84,7 @@ def read(file: Mapping[str, Any], vocab_size: int | None = None) -> GenerationCo
         if file.get(name) is not None:
             _take_tokens(config, name, file[name], vocab_size)
     _take_sequences(config, file, vocab_size)
+    _take_beams(config, file)
     config.max_new_tokens = _length(file.get("max_new_tokens"))
     config.max_length = _length(file.get("max_length"))
     if file.get("stop_strings"):
@@ -96,6 +97,25 @@ def read(file: Mapping[str, Any], vocab_size: int | None = None) -> GenerationCo
         if file.get(name) is not None and file[name] not in neutral:
             config.unsupported.append(f"{name} = {file[name]!r}")
     return config
+
+
+def _take_beams(config: GenerationConfig, file: Mapping[str, Any]) -> None:
+    count = number_of(file.get("num_beams"))
+    if count is None or count in (0, 1):
+        return
+    if not count.is_integer() or not allows("num_beams", int(count)):
+        config.corrected.append(f"num_beams = {file['num_beams']!r} is left out")
+        return
+    config.beams = {"num_beams": int(count)}
+    penalty, early = number_of(file.get("length_penalty", 1.0)), file.get("early_stopping") or False
+    for name, value, is_valid in (
+        ("length_penalty", penalty, penalty is not None and allows("length_penalty", penalty)),
+        ("early_stopping", early, early in EARLY_STOPPING),
+    ):
+        if is_valid:
+            config.beams[name] = value
+        else:
+            config.corrected.append(f"{name} = {file[name]!r} is left out")
 
 
 def _take_number(config: GenerationConfig, name: str, value: Any) -> None:

@@ -17,7 +17,7 @@ from macllm.nn.info import ModelInfo
 from ..options import read_bad_words, read_biases, read_sequence_biases, read_stop, read_tokens
 from ..request import Request, SamplingParams
 from . import config_file
-from .ranges import COLDEST, OPTIONAL, RANGES, check_range, shown
+from .ranges import COLDEST, EARLY_STOPPING, OPTIONAL, RANGES, check_range, shown
 
 log = logging.getLogger("macllm")
 
@@ -57,8 +57,24 @@ def default_sampling(info: ModelInfo) -> SamplingParams:
         _told.append(info.generation_config)
         for note in config_file.read(info.generation_config, info.vocab_size).notes:
             log.warning("%s", note)
+        beams = config_file.read(info.generation_config).beams
+        if beams and info.kind == "decoder":
+            log.warning(
+                "generation_config.json asks for num_beams = %d; a decoder gets them only if they are asked for",
+                beams["num_beams"],
+            )
     text_to_text = info.kind == "encoder-decoder"
     return defaults(info.generation_config, encoder_decoder=text_to_text, vocab_size=info.vocab_size)
+
+
+def default_beams(info: ModelInfo, request: Request) -> dict[str, Any]:
+    """Beam search of a request that does not set it: that of an encoder-decoder's checkpoint.
+
+    Empty for others, and where a token is drawn, or log-probabilities are asked for.
+    """
+    if info.kind != "encoder-decoder" or request.sampling.temperature > 0 or request.logprobs is not None:
+        return {}
+    return config_file.read(info.generation_config).beams
 
 
 def default_max_tokens(info: ModelInfo, request: Request, prompt_tokens: Callable[[], int]) -> int:
@@ -103,6 +119,7 @@ def check(request: Request, vocab_size: int | None = None) -> None:
             f"temperature is {sampling.temperature}; it must be 0, or from {COLDEST:g} to 100",
             remedy="temperature 0 takes the likeliest token",
         )
+    _check_beams(request)
     if "" in read_stop(request.stop):
         raise UsageError("a stop string is empty", remedy="leave it out")
     _check_biases("logit_bias", read_biases(sampling.logit_bias))
@@ -114,6 +131,25 @@ def check(request: Request, vocab_size: int | None = None) -> None:
                 raise UsageError(
                     f"{name} has the token {shown(token)}; this model's tokens are{below or ' not negative'}"
                 )
+
+
+def _check_beams(request: Request) -> None:
+    """Raise UsageError for settings of beam search that contradict each other or change nothing."""
+    count, early = request.num_beams, request.early_stopping
+    if (isinstance(early, int) and not isinstance(early, bool)) or early not in EARLY_STOPPING:
+        raise UsageError(f'early_stopping is {shown(early)}; it must be True, False or "never"')
+    if request.num_return_sequences > count:
+        raise UsageError(f"num_return_sequences is {request.num_return_sequences}, more than num_beams, {count}")
+    if count == 1:
+        for name in ("length_penalty", "early_stopping"):
+            if getattr(request, name) != getattr(Request, name):
+                raise UsageError(f"{name} has no effect", cause="num_beams is 1", remedy="num_beams 4, for example")
+        return
+    if request.sampling.temperature > 0:
+        cause = f"temperature is {request.sampling.temperature:g}, and beams take the likeliest tokens"
+        raise UsageError("beam search does not sample", cause=cause, remedy="temperature 0, or num_beams 1")
+    if request.logprobs is not None:
+        raise UsageError("log-probabilities of tokens are not reported for beams", remedy="num_beams 1")
 
 
 def _check_fields(owner: Request | SamplingParams) -> None:

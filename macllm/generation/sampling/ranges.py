@@ -36,6 +36,9 @@ RANGES: dict[str, tuple[float, bool, float]] = {
     "max_context": (1, True, math.inf),
     "prefill_step": (1, True, math.inf),
     "prefix_bytes": (0, True, math.inf),
+    "num_beams": (1, True, 1024),
+    "length_penalty": (-100, True, 100),
+    "num_return_sequences": (1, True, 1024),
     "seed": (0, True, LARGEST_SEED),
 }
 OPTIONAL = frozenset({"seed", "logprobs", "max_context", "max_tokens", "forced_bos_token_id"})
@@ -50,7 +53,10 @@ WHOLE = OPTIONAL | {
     "min_new_tokens",
     "prefill_step",
     "prefix_bytes",
+    "num_beams",
+    "num_return_sequences",
 }
+EARLY_STOPPING = (False, True, "never")
 COLDEST = 1e-4  # colder than this, logits / temperature can leave float32
 
 

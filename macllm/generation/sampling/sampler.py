@@ -43,6 +43,22 @@ class Sampler:
         return token
 
 
+def adjusted(log_p: mx.array, params: SamplingParams, history: Sequence[int], bounds: Bounds) -> mx.array:
+    """Log-probabilities (V,) after constraints, biases and penalties, in float32; as they are without any."""
+    draw = _draw_params(params, bounds, log_p.size)
+    if Constraints.needed(params):
+        log_p = Constraints(params, history, bounds, log_p.size)(log_p)
+    if draw.bias:
+        tokens, amounts = zip(*draw.bias, strict=True)
+        log_p = log_p.at[mx.array(tokens, dtype=mx.uint32)].add(mx.array(amounts, dtype=mx.float32))
+    if draw.windows:
+        from macllm.ops.sampling_reference import penalties
+
+        for penalty in penalties(draw, history, log_p.size):
+            log_p = penalty(log_p)
+    return log_p
+
+
 def _draw_params(params: SamplingParams, bounds: Bounds, vocab_size: int) -> DrawParams:
     same = {name: getattr(params, name) for name in DrawParams._fields if name != "bias"}
     return DrawParams(**same, bias=tuple(biases(params, bounds, vocab_size)))

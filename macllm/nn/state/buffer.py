@@ -87,6 +87,11 @@ class Buffer:
         copy._shared = self.start + self._capacity
         return copy
 
+    def select(self, rows: mx.array) -> None:
+        """Hold the sequences `rows` (N,) of the batch, in this order; one may come several times."""
+        self._arrays = tuple(mx.take(array, rows, axis=0) for array in self._written())
+        self._shared = 0
+
     def __getstate__(self) -> dict[str, object]:
         self._shared = self.start + self._capacity  # a copy holds the same arrays
         return self.__dict__.copy()

@@ -82,6 +82,24 @@ class Cache:
             layer.restore(each, length, head_dim)
         self.length = length
 
+    def select(self, rows: Sequence[int], *, same_source: bool = False) -> None:
+        """Hold the sequences `rows` of the batch, in this order; one may come several times.
+
+        With `same_source`, all come from one source, whose keys and values stay as they are. Raises MacllmError for a
+        batch with padding.
+        """
+        if self.left_padding is not None:
+            raise MacllmError("sequences with padding cannot be selected", remedy="a cache of prompts of one length")
+        chosen = mx.array(list(rows), dtype=mx.int32)
+        for layer in self.layers:
+            layer.select(chosen)
+        if not same_source:
+            self.cross = [
+                Dense(*(mx.take(array, chosen, axis=0) for array in (kv.keys, kv.values))) for kv in self.cross
+            ]
+            if self.source_lengths is not None:
+                self.source_lengths = self.source_lengths[chosen]
+
     def fork(self) -> Self:
         """An independent copy; arrays are shared until one of the two writes."""
         return replace(self, layers=[layer.fork() for layer in self.layers], cross=list(self.cross))

@@ -46,6 +46,11 @@ class FeatureSums:
         copy.sums, copy.length = self.sums, self.length
         return copy
 
+    def select(self, rows: mx.array) -> None:
+        """Hold the sums of the sequences `rows` (N,) of the batch."""
+        if self.sums is not None:
+            self.sums = type(self.sums)(*(mx.take(array, rows, axis=0) for array in self.sums))
+
     def filled(self) -> tuple[mx.array, ...]:
         """The sums."""
         return tuple(self.arrays())

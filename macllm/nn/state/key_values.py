@@ -130,6 +130,10 @@ class KeyValues:
         copy.head_dim, copy._buffer = self.head_dim, self._buffer.fork()
         return copy
 
+    def select(self, rows: mx.array) -> None:
+        """Hold the sequences `rows` (N,) of the batch, which have no padding."""
+        self._buffer.select(rows)
+
     def filled(self) -> Arrays:
         """Keys' then values' rows in the slots still held, without spare capacity."""
         return self._buffer.read(self.start)

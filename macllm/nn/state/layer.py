@@ -33,6 +33,10 @@ class LayerState(Protocol):
         """An independent copy; arrays are shared until one of the two writes."""
         ...
 
+    def select(self, rows: mx.array) -> None:
+        """Hold the sequences `rows` (N,) of the batch, in this order."""
+        ...
+
     def filled(self) -> tuple[mx.array, ...]:
         """The arrays to save, without spare capacity."""
         ...

@@ -110,7 +110,7 @@ def test_do_sample_is_read_from_booleans_strings_and_numbers(value: object) -> N
         ({"num_beams": 1, "guidance_scale": 1.0, "diversity_penalty": 0.0, "token_healing": False}, []),
         ({"temperature": 0.6, "top_k": 20.0, "top_p": 0, "eos_token_id": [2], "max_new_tokens": 9}, []),
         ({"use_cache": True, "transformers_version": "4", "pad_token_id": 0, "length_penalty": 2.0}, []),
-        ({"num_beams": 4}, ["generation_config.json asks for num_beams = 4, which macllm does not support"]),
+        ({"num_beams": 4}, []),
         (
             {"penalty_alpha": 0.6, "max_time": 3},
             ["generation_config.json asks for penalty_alpha = 0.6, max_time = 3, which macllm does not support"],
