@@ -20,8 +20,8 @@ pytestmark = pytest.mark.parity
 
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 # the case of each family with a head, whose config the classes share
-NAMES = ("bert", "roberta", "longformer", "big_bird-full", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe",
-         "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2")  # fmt: skip
+NAMES = ("bert", "roberta", "longformer", "big_bird", "big_bird-full", "llama", "mistral", "mixtral", "qwen2", "qwen3",
+         "qwen3_moe", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2")  # fmt: skip
 
 
 def _case(name: str, end: str) -> Case:

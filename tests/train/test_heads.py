@@ -19,13 +19,14 @@ from macllm.cli import main
 from macllm.errors import CheckpointError, DataError, UsageError
 from macllm.families import labels
 from macllm.nn import lora
+from macllm.train import data, heads, objectives
 from macllm.train import finetune as finetuning
-from macllm.train import heads
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Evaluated, Saved, Step
 from macllm.train.finetune import finetune
 from macllm.train.objectives.reward import RankedPair
 from macllm.train.render import Example
+from macllm.train.snapshot import Sums
 from macllm.weights.safetensors import load_file
 from tests.train.labelled_base import (
     labelled_texts,
@@ -115,14 +116,42 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(objective: str, folder: Pa
     assert first == second
 
 
+@pytest.mark.parametrize("objective", ["classify", "tag", "reward"])
+def test_sums_over_parts_of_a_batch_are_those_of_the_whole(objective: str, folder: Path) -> None:
+    config = settings(folder, folder / "x", objective)
+    model, tokenizer = checkpoint.load(config.model)
+    learned = objectives.chosen(config, heads.prepare(model, tokenizer, config))
+    rows = data.load(config, learned, tokenizer, model.info.context_length).train
+
+    def sums(*parts: Any) -> dict[str, float]:
+        batches = [learned.collate(part, np.random.default_rng(0)) for part in parts]
+        found = Sums()
+        for batch in batches:
+            found = found.plus(Sums.of(learned.loss(model, batch), batch))
+        return {"loss": found.numerator, "units": found.denominator, "tokens": found.tokens, **found.metrics}
+
+    whole, parts = sums(rows[:9]), sums(rows[:2], rows[2:3], rows[3:9])
+    assert whole == pytest.approx(parts, rel=1e-5)
+    assert whole["units"] >= 9
+
+
+def test_layers_that_are_computed_again_give_the_same_losses(folder: Path, tmp_path: Path) -> None:
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for again, found in losses.items():
+        changes = {"steps_per_report": 1, "iters": 2, "save_every": 0, "grad_checkpoint": again}
+        config = settings(folder, tmp_path / str(again), "classify", **changes)
+        finetune(config, on_event=lambda each, found=found: isinstance(each, Step) and found.append(each.loss))
+    assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+
+
 def test_a_run_is_not_resumed_with_other_names_of_its_labels(folder: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "rows.jsonl", labelled_texts(24))
-    config = settings(folder, tmp_path / "run", "classify", data=data)
+    file = write_rows(tmp_path / "rows.jsonl", labelled_texts(24))
+    config = settings(folder, tmp_path / "run", "classify", data=file)
     with closing(finetuning.events(config)) as events:
         for event in events:
             if isinstance(event, Saved) and event.step == 2:
                 break
-    data.write_text(data.read_text().replace('"with"', '"known"'))  # numbers of the labels stay as they are
+    file.write_text(file.read_text().replace('"with"', '"known"'))  # numbers of the labels stay as they are
     with pytest.raises(CheckpointError, match="has another run"):
         finetune(dataclasses.replace(config, resume=True))
 
@@ -145,8 +174,8 @@ def test_full_training_of_the_last_layers_trains_the_head_too(folder: Path) -> N
 
 def test_labels_are_sorted_and_a_head_that_has_them_is_kept(folder: Path, tmp_path: Path) -> None:
     def found(rows: list[dict[str, Any]], own: tuple[str, ...] = ()) -> tuple[str, ...]:
-        data = write_rows(tmp_path / "rows.jsonl", rows)
-        return heads.names_for(settings(folder, tmp_path / "x", "classify", data=data), own)
+        file = write_rows(tmp_path / "rows.jsonl", rows)
+        return heads.names_for(settings(folder, tmp_path / "x", "classify", data=file), own)
 
     assert found([{"text": "a", "label": each} for each in ("10", "9", "b")]) == ("10", "9", "b")
     assert found([{"text": "a", "label": each} for each in (10, 9, 2)]) == ("2", "9", "10")
@@ -169,13 +198,13 @@ def test_a_second_run_goes_on_with_the_head_of_the_first(folder: Path, tmp_path:
 
 
 def test_rows_without_labels_are_refused(folder: Path, tmp_path: Path) -> None:
-    data = write_rows(tmp_path / "rows.jsonl", [*labelled_texts(4), {"text": "a"}])
+    file = write_rows(tmp_path / "rows.jsonl", [*labelled_texts(4), {"text": "a"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:5 is a text without a label"):
-        finetune(settings(folder, tmp_path / "run", "classify", data=data))
+        finetune(settings(folder, tmp_path / "run", "classify", data=file))
     with pytest.raises(DataError, match="no labels"):
-        finetune(settings(folder, tmp_path / "tag", "tag", data=data))
+        finetune(settings(folder, tmp_path / "tag", "tag", data=file))
     with pytest.raises(DataError, match="compares two answers"):
-        finetune(settings(folder, tmp_path / "reward", "reward", data=data))
+        finetune(settings(folder, tmp_path / "reward", "reward", data=file))
 
 
 def test_long_texts_are_told_and_keep_their_closing_token(folder: Path, tmp_path: Path) -> None:
@@ -186,10 +215,7 @@ def test_long_texts_are_told_and_keep_their_closing_token(folder: Path, tmp_path
     assert prepared.truncated_rows > 10
     model, tokenizer = checkpoint.load(config.model)
     names = heads.prepare(model, tokenizer, config)
-    from macllm.train import objectives
-    from macllm.train.data import load
-
-    rows = load(config, objectives.chosen(config, names), tokenizer, model.info.context_length)
+    rows = data.load(config, objectives.chosen(config, names), tokenizer, model.info.context_length)
     assert {int(each.tokens[-1]) for each in rows.train} == {3}
     assert {int(each.tokens[0]) for each in rows.train} == {2}
     assert max(map(len, rows.train)) == 4
@@ -206,7 +232,7 @@ def test_only_first_pieces_have_labels(folder: Path) -> None:
 
 def test_margins_and_centring_change_the_loss(folder: Path, tmp_path: Path) -> None:
     rows = [{**row, "margin": 3.0} for row in ranked_pairs(24)]
-    data = write_rows(tmp_path / "margins.jsonl", rows)
+    file = write_rows(tmp_path / "margins.jsonl", rows)
 
     def first_loss(name: str, **changes: Any) -> float:
         seen: list[Any] = []
@@ -215,7 +241,7 @@ def test_margins_and_centring_change_the_loss(folder: Path, tmp_path: Path) -> N
         return next(each.loss for each in seen if isinstance(each, Step))
 
     plain = first_loss("plain")
-    assert first_loss("margin", data=data) > plain + 1
+    assert first_loss("margin", data=file) > plain + 1
     assert first_loss("centred", centering=0.5) > plain
 
 
