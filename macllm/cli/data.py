@@ -47,6 +47,13 @@ for _made in (answers.answer, constitution.critique, constitution.prefer):
     "-m", "--model", default="maclet", show_default=True, metavar="NAME", shell_complete=names.models,
     help="Model, or folder of a tokenizer, that the rows are for.",
 )  # fmt: skip
+@click.option(
+    "--objective",
+    type=click.Choice(("sft", "dpo", "kto", "orpo", "simpo", "reward")),
+    default="sft",
+    show_default=True,
+    help="Objective of the run that the rows are for.",
+)
 @options_for(FinetuneConfig, _SETTINGS)
 @click.option(
     "--against", multiple=True, metavar="FILE", help="Find rows of FILE, such as a test set, among the training rows."

@@ -16,7 +16,7 @@ from macllm.errors import DataError
 from macllm.train import data
 from macllm.train.check import DataReport, Lengths, check
 from macllm.train.check.shown import show
-from macllm.train.config import TrainConfig
+from macllm.train.config import FinetuneConfig, TrainConfig
 from macllm.train.objectives.clm import CausalLM
 from macllm.train.render import Example
 from tests.train.test_render import forgetful, plain, unstable
@@ -245,6 +245,17 @@ def test_equal_pairs_and_biased_lengths_of_preferences_are_told(tmp_path: Path) 
     assert "14 tokens on average against 6" in bias.text
     even = checked(tmp_path, [pair(n, *(("a long answer", "short")[:: (-1) ** n])) for n in range(20)])
     assert [finding.level for finding in even.findings if finding.code == "length-bias"] == ["note"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "errors"), [("sft", 1), ("dpo", 0), ("orpo", 0), ("simpo", 0), ("kto", 0), ("reward", 0)]
+)
+def test_rows_are_checked_for_the_objective_that_they_are_for(tmp_path: Path, objective: Any, errors: int) -> None:
+    rows = [pair(n, *(("a long answer", "short")[:: (-1) ** n])) for n in range(20)]
+    config = FinetuneConfig(data=write(tmp_path / "rows.jsonl", rows), objective=objective)
+    report = check(config, Checkable(plain))
+    assert [finding.code for finding in report.findings if finding.level == "error"] == ["other-objective"] * errors
+    assert report.splits[0].counts.kinds == {"preference": 20}
 
 
 def test_labels_of_one_kind_are_told(tmp_path: Path) -> None:

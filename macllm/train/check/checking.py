@@ -11,7 +11,7 @@ import numpy as np
 
 from macllm.errors import DataError
 from macllm.train import rows
-from macllm.train.config import TrainConfig
+from macllm.train.config import FinetuneConfig, TrainConfig
 from macllm.train.events import Advanced
 from macllm.train.rows import Row
 
@@ -59,6 +59,7 @@ def checking(
     cannot be read.
     """
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
+    objective = config.objective if isinstance(config, FinetuneConfig) else "sft"
     settings = RunSettings(config, tokenizer, limit)
     train, valid = rows.find_files(config.data, config.valid)
     files: list[tuple[Role, str, rows.Source]] = [("train", "train", train)]
@@ -75,7 +76,7 @@ def checking(
         splits.append(split)
     for split in splits:
         yield from encode_split(split, settings, show if split.role == "train" else 0)
-    found: list[Finding] = list(findings.kinds([split for split in splits if split.role != "test"]))
+    found: list[Finding] = list(findings.kinds([split for split in splits if split.role != "test"], objective))
     for split in splits:
         for finder in (findings.reading, findings.supervision, findings.content, findings.preferences):
             found += finder(split, settings)

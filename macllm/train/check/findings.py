@@ -18,7 +18,12 @@ from .report import Finding, Level
 from .split import CheckedSplit, RunSettings
 
 MOST_PLACES = 100
-_LEARNED = ("chat", "prompt and completion", "text")  # kinds of rows for language modelling
+# Kinds of rows that objectives learn from; those not listed take the ones of language modelling.
+_LEARNED = ("chat", "prompt and completion", "text")
+_TAKEN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dpo", "orpo", "simpo", "reward"), ("preference",)),
+    "kto": ("preference", "unpaired preference"),
+}
 _SHARE_LONGER = 0.6  # share of pairs with the longer answer chosen, above which length is told
 _SURE = 3.0  # standard deviations of a fair coin
 _LOPSIDED = 0.1  # share of the rarer label
@@ -41,17 +46,20 @@ def reading(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
             yield _errors(split, "unusable", "that cannot be encoded", errors, remedy)
 
 
-def kinds(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
-    """Kinds of rows that one run cannot mix, or that no command of macllm trains on."""
+def kinds(splits: Sequence[CheckedSplit], objective: str = "sft") -> Iterator[Finding]:
+    """Kinds of rows that one run cannot mix, or that the objective does not learn from."""
     found: Counter[str] = Counter(row.kind for split in splits for row in split.rows)
-    others = [kind for kind in found if kind not in _LEARNED]
+    others = [kind for kind in found if kind not in _TAKEN.get(objective, _LEARNED)]
     counted = ", ".join(f"{count_text(count)} {kind}" for kind, count in found.items())
     if others and len(found) > 1:
         places = [row.where for split in splits for row in split.rows if row.kind == min(found, key=found.__getitem__)]
         text = f"rows of kinds that no objective takes together: {counted}"
         yield _finding("error", "mixed-kinds", text, places, "one kind of row in a file")
         return
-    if others:
+    if others and objective in _TAKEN:
+        text, remedy = f"{counted} rows, and objective is {objective}", f"rows of kind {' or '.join(_TAKEN[objective])}"
+        yield Finding("error", "other-objective", text, found[others[0]], remedy=remedy)
+    elif others:
         use = next(row.use for split in splits for row in split.rows if hasattr(row, "use"))  # type: ignore[union-attr]
         yield Finding(
             "error", "other-objective", f"{counted} rows are for {use}; language modelling refuses them",
