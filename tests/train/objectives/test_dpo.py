@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from macllm.checkpoint import load_model
 from macllm.train.config import FinetuneConfig, PreferenceLoss
 from macllm.train.data import Dataset
 from macllm.train.events import Counts
+from macllm.train.objectives.clm import Batch
 from macllm.train.objectives.dpo import DPO
 from macllm.train.objectives.pairs import Pair
+from macllm.train.objectives.pairs import log_probabilities as log_probabilities_of
 from tests.tables.gradients import ADAPTED, CASES, _adapted, example, written
 from tests.tables.twins import Difference, Twins
 from tests.train.objectives.test_preferences import log_probabilities
@@ -179,3 +182,38 @@ def test_smoothed_labels_are_conservative_dpo(full: Sides) -> None:
 
     difference = full.twins.difference(*full.ours(objective, pairs), loss)
     assert difference.held, difference
+
+
+def unshifted(batch: Batch) -> Batch:
+    """The bug of a mask that is that of the token before each target."""
+    weights = np.zeros_like(batch.weights)
+    weights[:, 1:] = batch.weights[:, :-1]
+    return replace(batch, weights=weights)
+
+
+def with_prompts(batch: Batch) -> Batch:
+    """The bug of prompts that are scored."""
+    last = batch.weights.shape[1] - 1 - (batch.weights[:, ::-1] > 0).argmax(axis=1)
+    return replace(batch, weights=(np.arange(batch.weights.shape[1]) <= last[:, None]).astype(np.float32))
+
+
+@pytest.mark.parametrize("bug", [unshifted, with_prompts])
+def test_a_wrong_mask_is_found(bug: Any, full: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "macllm.train.objectives.dpo.log_probabilities", lambda model, batch: log_probabilities_of(model, bug(batch))
+    )
+    assert not full.difference(dpo(), BATCHES["unequal lengths"]).held
+
+
+def test_a_reference_that_moves_is_found(adapted: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macllm.nn.lora.disabled", lambda model: nullcontext())
+    assert not adapted.difference(dpo(), BATCHES["unequal lengths"]).held
+
+
+def test_a_mean_over_tokens_is_found(full: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    def means(model: Any, batch: Batch) -> Any:
+        sums, counts = log_probabilities_of(model, batch)
+        return sums / mx.maximum(counts, 1), counts
+
+    monkeypatch.setattr("macllm.train.objectives.dpo.log_probabilities", means)
+    assert not full.difference(dpo(), BATCHES["unequal lengths"]).held

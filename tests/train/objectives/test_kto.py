@@ -142,6 +142,23 @@ def test_loss_and_every_gradient_of_an_adapter_are_those_of_trl(batch: str, adap
 
 
 @pytest.mark.parity
+def test_a_wrong_sign_of_the_divergence_is_found(full: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, batches = (
+        KTO.measured,
+        (full.examples(BATCHES["unequal lengths"]), full.examples(BATCHES["a masked answer"])),
+    )
+    examples = max(batches, key=lambda each: step(full.twins.model, kto(), [each])[2])
+
+    def turned(*arguments: Any) -> Any:
+        return [replace(batch, divergence=-(batch.divergence or 0.0)) for batch in measure(*arguments)]
+
+    monkeypatch.setattr(KTO, "measured", turned)
+    loss, gradients, divergence = step(full.twins.model, kto(), [examples])
+    assert divergence < -0.5
+    assert not full.twins.difference(loss, gradients, full.theirs(examples)).held
+
+
+@pytest.mark.parity
 def test_both_signs_of_the_estimated_divergence_are_compared(full: Sides) -> None:
     found = {name: step(full.twins.model, kto(), [full.examples(rows)])[2] for name, rows in BATCHES.items()}
     assert min(found.values()) == 0.0, found

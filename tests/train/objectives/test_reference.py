@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -247,3 +251,35 @@ def test_a_reference_that_moves_is_seen_in_the_losses(
     monkeypatch.setattr(lora, "disabled", lambda model: reference.evaluating(model))
     moved = run(config(base, tmp_path / "moved", objective="dpo", reference="live"))
     assert abs(moved[-1].loss - whole[-1].loss) > 0.01
+
+
+KILLED = """
+import json, os, signal, sys
+from macllm.train import finetune
+from macllm.train.config import FinetuneConfig
+from macllm.train.events import Advanced, Prepared
+from macllm.train.objectives import reference
+
+moment, publish = sys.argv[2], reference.replacing
+if moment == "while it is written":
+    reference.replacing = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+for event in finetune.events(FinetuneConfig.load(**json.loads(sys.argv[1]))):
+    preparing = isinstance(event, Advanced) and event.work == "preparing" and event.done > 0
+    if (moment == "preparing" and preparing) or (moment == "prepared" and isinstance(event, Prepared)):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["preparing", "while it is written", "prepared"])
+def test_a_run_killed_before_its_first_step_ends_as_one_that_was_not(
+    moment: str, base: Path, tmp_path: Path, repository: Path
+) -> None:
+    run(config(base, tmp_path / "whole", objective="kto"))
+    wanted = config(base, tmp_path / "killed", objective="kto")
+    command = [sys.executable, "-c", KILLED, json.dumps(wanted.as_dict()), moment]
+    killed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "killed" / reference.NAME).is_file() == (moment == "prepared")
+    run(replace(wanted, resume=moment == "prepared"))
+    assert list(weights(tmp_path / "killed")) == list(weights(tmp_path / "whole"))
