@@ -14,6 +14,7 @@ from macllm.ops.weights import DenseWeight, ExpertWeights, NormWeight, PackedWei
 
 from .linear import Linear, packed_weight
 from .mlp import MLP
+from .routing import record
 from .spec import MLPSpec, MoESpec
 
 
@@ -90,6 +91,7 @@ class MoE(nn.Module):
             residual = self.shared(x, norm=norm, residual=residual)  # (B, L, D)
         x = normalize(x, norm)  # (B, L, D)
         logits = linear(x, self.router.weights)  # (B, L, E)
+        record(logits, s.top_k)
         chosen, weights = route(logits, s.top_k, s.router, renormalize=s.renormalize)  # (B, L, T) twice
         if s.weigh == "output":
             return experts(x, self.experts.weights, chosen, weights, residual)  # (B, L, D)

@@ -44,7 +44,7 @@ def bind(modules: Sequence[nn.Module], run: Callable[..., mx.array]) -> Bound:
     return Bound(kept, call)
 
 
-def recompute(modules: Sequence[nn.Module], run: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
+def recompute(modules: Sequence[nn.Module], run: Callable[..., Any], *inputs: mx.array) -> Any:
     """run(*inputs), with weights of `modules`; only inputs are kept for the gradients."""
     bound = bind(modules, run)
     return recomputed(bound.run, *bound.weights, *inputs)

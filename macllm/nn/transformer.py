@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import repeat
 
@@ -13,6 +13,7 @@ from macllm.ops import decode_step
 from macllm.ops.gate import activate
 from macllm.ops.kv import KV, Dense
 
+from . import routing
 from .attention import CrossAttention
 from .decode_step import DecodeStep
 from .linear import Embedding, Linear
@@ -98,7 +99,26 @@ class Stack(nn.Module):
             return layer(x, own, None, Dense(*parts) if parts else None)
 
         parts = (memory.keys, memory.values) if isinstance(memory, Dense) else ()
-        return recompute([layer] if bias is None else [layer, bias], run, x, *parts)
+        modules = [layer] if bias is None else [layer, bias]
+        return _recomputed(modules, run, x, *parts)
+
+
+def _recomputed(modules: Sequence[nn.Module], run: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
+    """run(*inputs), with only the inputs kept; collected router logits are further results of it."""
+    if not routing.is_collecting():
+        return recompute(modules, run, *inputs)
+    numbers: list[int] = []
+
+    def routed(*inputs: mx.array) -> tuple[mx.array, ...]:
+        with routing.collecting() as found:
+            y = run(*inputs)
+        numbers[:] = [each.top_k for each in found]
+        return y, *(each.logits for each in found)
+
+    y, *logits = recompute(modules, routed, *inputs)
+    for each, top_k in zip(logits, numbers, strict=True):
+        routing.record(each, top_k)
+    return y
 
 
 class InputEmbedding(nn.Module):

@@ -9,20 +9,20 @@ from typing import Any
 import mlx.core as mx
 
 
-def recomputed(run: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
-    """run(*inputs), of which only the inputs are kept for the gradients.
+def recomputed(run: Callable[..., Any], *inputs: mx.array) -> Any:
+    """run(*inputs), an array or several, of which only the inputs are kept for the gradients.
 
     Equal to a plain call in value, gradients and random numbers drawn: the second run draws those of the first. Arrays
     that `run` uses but does not take as inputs are constants.
     """
     drawn = random_state()
 
-    def gradients(primals: Any, cotangent: mx.array, outputs: mx.array) -> tuple[mx.array, ...]:
-        # Behind the cotangent, so that the second run does not begin before its turn.
-        arrays = list(primals) if isinstance(primals, tuple | list) else [primals]
-        ordered: Any = mx.depends(arrays, [cotangent])
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        # Behind the cotangents, so that the second run does not begin before its turn.
+        arrays, slopes = (list(x) if isinstance(x, tuple | list) else [x] for x in (primals, cotangents))
+        ordered: Any = mx.depends(arrays, slopes)
         with replaying(drawn):
-            return tuple(mx.vjp(run, ordered, [cotangent])[1])
+            return tuple(mx.vjp(run, ordered, slopes)[1])
 
     function: Any = mx.custom_function(run)
     function.vjp(gradients)

@@ -107,6 +107,8 @@ def finetune(
     value_clip: float | None = None,
     whiten: bool | None = None,
     label_smoothing_factor: float | None = None,
+    router_aux_loss_coef: float | None = None,
+    router_z_loss_coef: float | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -182,11 +184,11 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     config = config.fitted(_parameters(model)).dated().pinned()
     objectives.check_kind(config, model.info)
     names = heads.prepare(cast("nn.Module", model), tokenizer, config)
-    objective = objectives.chosen(config, names)
+    objective = objectives.chosen(config, cast("nn.Module", model), names)
     pack.bin_size(config, model, objective)  # refused before rows are read
     trained = _trainable(model, config)
-    adapts_all = config.method == "lora" and not config.keys
-    tell_of_experts(cast("nn.Module", model), model.info.config, adapts_all=adapts_all)
+    if config.method == "lora" and not config.keys:
+        tell_of_experts(cast("nn.Module", model))
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
     if model.info.vocab_size is not None:
         run.check_tokens(config.model, model.info.vocab_size, [*rows.train, *rows.valid], _RESIZE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -68,17 +68,10 @@ def train_weights(model: nn.Module, num_layers: int, heads: Sequence[str] = ()) 
     return names
 
 
-def tell_of_experts(model: nn.Module, config: Mapping[str, Any], *, adapts_all: bool = False) -> None:
-    """Log the parts of a mixture of experts that a run leaves out.
-
-    They are adapters of mlx-lm's experts and the loss of load balance.
-
-    `config` is the model's config.json; `adapts_all` is true for a run that adapts all layers it can.
-    """
-    if adapts_all and any(type(module).__name__ in _STACKS for module in model.modules()):
+def tell_of_experts(model: nn.Module) -> None:
+    """Log that a run that adapts all layers it can leaves out experts of mlx-lm's classes."""
+    if any(type(module).__name__ in _STACKS for module in model.modules()):
         log.warning("the experts of this model are not adapted, which macllm supports for its own families only")
-    if config.get("output_router_logits") and config.get("router_aux_loss_coef"):
-        log.warning("no loss of load balance is added, as transformers would for output_router_logits in config.json")
 
 
 def compute_layers_again(model: nn.Module, enabled: bool) -> bool:

@@ -22,7 +22,6 @@ from .config import PretrainConfig
 from .events import TrainEvent
 from .initial import initialize
 from .loop import Trainer
-from .parameters import tell_of_experts
 
 
 def train(
@@ -63,8 +62,7 @@ def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Gener
     vocab_size = min(filter(None, (model.info.vocab_size, model.info.source_vocab_size)))
     remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
     run.check_vocabulary(config.config, vocab_size, tokenizer.vocab_size, remedy)
-    tell_of_experts(model, raw)
-    objective = objectives.of_pretraining(config, tokenizer)
+    objective = objectives.of_pretraining(config, tokenizer, model)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
     larger = f'a larger "vocab_size" in {config.config}'

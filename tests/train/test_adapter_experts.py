@@ -183,9 +183,7 @@ def test_experts_give_the_same_logits_in_mlx_lm(config: dict[str, Any], tmp_path
 def test_a_run_tells_what_it_leaves_out_of_experts(caplog: pytest.LogCaptureFixture) -> None:
     from mlx_lm.models.switch_layers import SwitchGLU
 
-    balanced = {"output_router_logits": True, "router_aux_loss_coef": 0.01}
-    tell_of_experts(make(QWEN), balanced | {"output_router_logits": False}, adapts_all=True)
+    tell_of_experts(make(QWEN))
     assert not caplog.text
-    tell_of_experts(SwitchGLU(4, 8, 2), balanced, adapts_all=True)
+    tell_of_experts(SwitchGLU(4, 8, 2))
     assert "experts of this model are not adapted" in caplog.text
-    assert "no loss of load balance" in caplog.text

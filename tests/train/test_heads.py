@@ -215,7 +215,7 @@ def test_long_texts_are_told_and_keep_their_closing_token(folder: Path, tmp_path
     assert prepared.truncated_rows > 10
     model, tokenizer = checkpoint.load(config.model)
     names = heads.prepare(model, tokenizer, config)
-    rows = data.load(config, objectives.chosen(config, names), tokenizer, model.info.context_length)
+    rows = data.load(config, objectives.chosen(config, model, names), tokenizer, model.info.context_length)
     assert {int(each.tokens[-1]) for each in rows.train} == {3}
     assert {int(each.tokens[0]) for each in rows.train} == {2}
     assert max(map(len, rows.train)) == 4

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from macllm.errors import UsageError
 
-from . import distillation, mlx_lm, preference, reinforcement, reward
+from . import distillation, expert, mlx_lm, preference, reinforcement, reward
 from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
@@ -35,6 +35,7 @@ class FinetuneConfig(
     DistillationSettings,
     PreferenceSettings,
     TextToTextSettings,
+    expert.ExpertSettings,
     TrainConfig,
 ):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
@@ -135,5 +136,6 @@ class FinetuneConfig(
         own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES, *TEXT_TO_TEXT_RANGES]
+        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES]
+        more += [*TEXT_TO_TEXT_RANGES, *expert.RANGES]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

@@ -35,9 +35,13 @@ _READERS: dict[str, tuple[FinetuneObjective, ...]] = {
     **dict.fromkeys(("num_iterations", "num_minibatches", "kl_coefficient", "clip_low", "clip_high"), ("grpo", "ppo")),
     **dict.fromkeys(("policy_loss", "importance", "scale_rewards", "leave_one_out"), ("grpo",)),
     **dict.fromkeys(("discount", "gae_lambda", "value_coefficient", "value_clip", "whiten"), ("ppo",)),
+    "router_aux_loss_coef": ("sft",),
+    "router_z_loss_coef": ("sft",),
     "label_smoothing_factor": ("seq2seq",),
 }
 _PRETRAIN_READERS: dict[str, tuple[PretrainObjective, ...]] = {
+    "router_aux_loss_coef": ("clm",),
+    "router_z_loss_coef": ("clm",),
     "mask_prompt": ("clm",),
     "packing": ("clm",),
     "mask_ratio": ("mlm", "span", "infill"),

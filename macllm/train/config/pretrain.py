@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, get_args
 
 from macllm.hub.names import BUNDLED, bundled_folder
 
-from . import corruption
+from . import corruption, expert
 from .corruption import CorruptionSettings, TextToTextSettings
 from .objective import PretrainObjective, unread_in_pretraining
 from .training import LongRows, TrainConfig
@@ -16,7 +16,7 @@ from .values import refuse_set
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TextToTextSettings, CorruptionSettings, TrainConfig):
+class PretrainConfig(expert.ExpertSettings, TextToTextSettings, CorruptionSettings, TrainConfig):
     """Settings of training from random weights: a config.json, a tokenizer and data in, a checkpoint out."""
 
     objective: Annotated[
@@ -51,5 +51,5 @@ class PretrainConfig(TextToTextSettings, CorruptionSettings, TrainConfig):
         refuse_set(self, unread_in_pretraining(self.objective), f"objective is {self.objective}")
 
     def _ranges(self) -> list[tuple[str, float, float]]:
-        own = [("init_std", 0.0, 1e3), *corruption.RANGES, *corruption.TEXT_TO_TEXT_RANGES]
+        own = [("init_std", 0.0, 1e3), *corruption.RANGES, *corruption.TEXT_TO_TEXT_RANGES, *expert.RANGES]
         return [*super()._ranges(), *own]

@@ -15,6 +15,7 @@ _FIRST = {
     "config": "Model",
     "data": "Data",
     "label_smoothing_factor": "Text to text",
+    "router_aux_loss_coef": "Experts",
     "mask_ratio": "Corruption of texts",
     "beta": "Preferences",
     "teacher": "Distillation",

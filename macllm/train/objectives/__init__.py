@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import mlx.nn as nn
+
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo, ModelKind
 from macllm.text.tokenizer import Tokenizer
@@ -31,13 +33,14 @@ _KINDS: dict[str, tuple[ModelKind, str]] = {
 }
 
 
-def chosen(config: FinetuneConfig, labels: tuple[str, ...] = ()) -> Objective[Any, Any, Any]:
-    """The objective of a run of fine-tuning; `labels` are those of the model's head, in order."""
+def chosen(config: FinetuneConfig, model: nn.Module, labels: tuple[str, ...] = ()) -> Objective[Any, Any, Any]:
+    """The objective of a run of fine-tuning `model`; `labels` are those of its head, in order."""
     match config.objective:
         case "sft":
             from .clm import CausalLM
+            from .experts import expert_losses
 
-            return CausalLM(config.mask_prompt, config.now)
+            return CausalLM(config.mask_prompt, config.now, expert_losses(config, model))
         case "dpo":
             from .dpo import DPO
 
@@ -89,15 +92,16 @@ def _of_labels(objective: Literal["classify", "tag"], labels: tuple[str, ...]) -
     return Classify(labels)
 
 
-def of_pretraining(config: PretrainConfig, tokenizer: Tokenizer) -> Objective[Any, Any, Any]:
+def of_pretraining(config: PretrainConfig, tokenizer: Tokenizer, model: nn.Module) -> Objective[Any, Any, Any]:
     """The objective of a run from random weights. Raises UsageError for a tokenizer without its tokens."""
     from . import tokens
 
     match config.objective:
         case "clm":
             from .clm import CausalLM
+            from .experts import expert_losses
 
-            return CausalLM(config.mask_prompt, config.now)
+            return CausalLM(config.mask_prompt, config.now, expert_losses(config, model))
         case "mlm":
             from .mlm import MaskedLM
 

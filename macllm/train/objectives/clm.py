@@ -8,15 +8,19 @@ from datetime import datetime
 from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from macllm.nn.info import Described
 from macllm.nn.loss import token_losses
 from macllm.nn.protocol import LanguageModel, PackingModel
+from macllm.nn.routing import collecting
 from macllm.nn.segments import Segments
 from macllm.train.contract import Loss
 from macllm.train.render import Example, TextTokenizer, to_examples
 from macllm.train.rows import Row
+
+from .experts import ExpertLosses
 
 # Few distinct shapes let MLX reuse its buffers, at a cost of at most seven padding positions.
 _PAD_TO = 8
@@ -26,13 +30,15 @@ _PAD_TO = 8
 class Batch:
     """Inputs and targets (B, L) int32, right-padded, and the loss weight of each target, (B, L) float32.
 
-    `segments` are the examples in rows that have several, one after another.
+    `segments` are the examples in rows that have several, one after another; `lengths` (B,) count the tokens that are
+    no padding, where that is known.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     segments: Segments | None = None
+    lengths: np.ndarray | None = None
 
     @property
     def num_target_tokens(self) -> int:
@@ -60,25 +66,27 @@ def _laid_out(rows: Sequence[Sequence[Example]]) -> Batch:
     length = -(-longest // _PAD_TO) * _PAD_TO
     inputs = np.zeros((len(rows), length), dtype=np.int32)
     targets, weights = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=np.float32)
+    lengths = np.zeros(len(rows), dtype=np.int32)
     for i, row in enumerate(rows):
         start = 0
         for example in row:
             own = slice(start, start + len(example) - 1)
             inputs[i, own], targets[i, own] = example.tokens[:-1], example.tokens[1:]
             weights[i, own] = example.loss_weights[1:]
-            start = own.stop
-    return Batch(inputs, targets, weights)
+            start = lengths[i] = own.stop
+    return Batch(inputs, targets, weights, lengths=lengths)
 
 
 @dataclass(frozen=True)
 class CausalLM:
     """The objective; `mask_prompt` limits the loss to assistant turns and completions.
 
-    Chat templates write the date of `now`, or of the clock.
+    Chat templates write the date of `now`, or of the clock. `experts` are losses on the routers of the model.
     """
 
     mask_prompt: bool = True
     now: datetime | None = None
+    experts: ExpertLosses | None = None
 
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Example]:
         """The tokens of a row: one example, or one per turn if the template rewrites old turns."""
@@ -95,10 +103,17 @@ class CausalLM:
     def loss(self, model: LanguageModel, batch: Batch) -> Loss:
         """Sum over targets of weight * -log p(target), and the sum of the weights.
 
-        Only positions with a weight go through the head.
+        Only positions with a weight go through the head. In training, the losses on routers are added to the mean; they
+        are those of a micro-batch.
         """
-        losses, weights, _ = target_losses(model, batch)
-        return Loss((losses * weights).sum(), float(batch.weights.sum(dtype=np.float64)))
+        with collecting() as routed:
+            losses, weights, _ = target_losses(model, batch)
+        total, count = (losses * weights).sum(), float(batch.weights.sum(dtype=np.float64))
+        if self.experts is None or batch.lengths is None or not routed or not cast("nn.Module", model).training:
+            return Loss(total, count)
+        real = np.arange(routed[0].logits.shape[1]) < batch.lengths[:, None]
+        added, metrics = self.experts.loss(routed, mx.array(real.astype(np.float32)))
+        return Loss(total + count * added, count, {name: count * metric for name, metric in metrics.items()})
 
 
 def target_losses(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
@@ -128,4 +143,5 @@ def _within_positions(batch: Batch, model: object) -> Batch:
     count = model.info.position_count if isinstance(model, Described) else None
     if count is None or batch.segments is not None or batch.weights[:, count:].any():
         return batch
-    return Batch(batch.inputs[:, :count], batch.targets[:, :count], batch.weights[:, :count])
+    cut = {name: getattr(batch, name)[:, :count] for name in ("inputs", "targets", "weights")}
+    return replace(batch, **cut)

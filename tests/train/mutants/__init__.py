@@ -6,9 +6,9 @@ mlx-lm, mlx-lm-lora, mlx-tune, Unsloth, TRL, PEFT and transformers.
 
 from __future__ import annotations
 
-from . import rows, snapshots, steps, weights
+from . import pretraining, rows, snapshots, steps, weights
 from .mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant"]
 
-MUTANTS = [*rows.MUTANTS, *steps.MUTANTS, *weights.MUTANTS, *snapshots.MUTANTS]
+MUTANTS = [*rows.MUTANTS, *steps.MUTANTS, *weights.MUTANTS, *snapshots.MUTANTS, *pretraining.MUTANTS]

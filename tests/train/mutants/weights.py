@@ -30,7 +30,9 @@ def scale_by_alpha(patch: Patch) -> None:
 def train_layers(count: int) -> Callable[[Patch], object]:
     """As many of the last layers are trained, whatever the setting; -1: all weights."""
     train_weights = finetune.train_weights
-    return lambda patch: patch.setattr(finetune, "train_weights", lambda model, _: train_weights(model, count))
+    return lambda patch: patch.setattr(
+        finetune, "train_weights", lambda model, _, heads: train_weights(model, count, heads)
+    )
 
 
 def freeze_modules(patch: Patch) -> None:
