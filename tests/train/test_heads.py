@@ -120,7 +120,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(objective: str, folder: Pa
 def test_sums_over_parts_of_a_batch_are_those_of_the_whole(objective: str, folder: Path) -> None:
     config = settings(folder, folder / "x", objective)
     model, tokenizer = checkpoint.load(config.model)
-    learned = objectives.chosen(config, heads.prepare(model, tokenizer, config))
+    learned = objectives.chosen(config, model, heads.prepare(model, tokenizer, config))
     rows = data.load(config, learned, tokenizer, model.info.context_length).train
 
     def sums(*parts: Any) -> dict[str, float]:
