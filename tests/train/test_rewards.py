@@ -9,15 +9,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from macllm import checkpoint
 from macllm.errors import DataError, UsageError
 from macllm.nn import lora
-from macllm.train.config import FinetuneConfig
+from macllm.train import pretrain
+from macllm.train.config import FinetuneConfig, PretrainConfig
+from macllm.train.finetune import finetune
 from macllm.train.objectives.prompts import to_prompt
+from macllm.train.objectives.reward import reward
 from macllm.train.rewards import Answers, Rewards, combined, identity
 from macllm.train.rewards.functions import FileFunction
 from macllm.train.rewards.judge import Judge
+from macllm.train.rewards.model import RewardModel
 from macllm.train.rewards.rules import ExactMatch, Format
 from macllm.train.rows import Chat, PromptOnly, parse
+from tests.train.recipes import write_recipe
 from tests.train.toy import CharTokenizer, random_llama
 
 FILE = """
@@ -171,3 +177,31 @@ def test_a_prompt_is_rendered_up_to_the_answer() -> None:
         assert tokenizer.decode(prompt.tokens.tolist()) == "[u]hi[a]"
     with pytest.raises(DataError, match="kind chat"):
         to_prompt(Chat([{"role": "user", "content": "hi"}], None, "rows:1"), tokenizer, None)
+
+
+@pytest.mark.slow
+def test_a_run_is_rewarded_by_a_reward_model_and_exports_no_value_head(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    base = pretrain.train(PretrainConfig.load(tmp_path / "recipe.toml", output=tmp_path / "base", iters=1)) / "model"
+    shared = {"model": str(base), "iters": 2, "batch_size": 2, "rank": 2}
+    judge = finetune(objective="reward", data=str(tmp_path / "pairs.jsonl"), adapter_path=str(tmp_path / "j"), **shared)
+    model = RewardModel(str(judge))
+    asked = Answers("1+1", ["2", "nine"], [[1], [2]], {}, "here")
+    wanted = reward(
+        *checkpoint.load(base, adapter=judge),
+        [[{"role": "user", "content": "1+1"}, {"role": "assistant", "content": text}] for text in ("2", "nine")],
+    )
+    np.testing.assert_allclose(model(asked), wanted, rtol=1e-6)
+    prompts = {"data": str(tmp_path / "prompts.jsonl"), "max_completion_length": 4, "rewards": [f"model:{judge}"]}
+    for method, more in (("lora", {}), ("full", {"kl_coefficient": 0.0})):
+        settings = {**shared, **prompts, **more} if method == "lora" else {**shared, **prompts, **more, "rank": None}
+        made = finetune(objective="ppo", method=method, adapter_path=str(tmp_path / method), **settings)  # type: ignore[arg-type]
+        names = [name for path in made.glob("*.safetensors") for name in mx.load(str(path))]
+        assert names
+        assert not [name for name in names if "value" in name and "v_proj" not in name]
+        kept = mx.load(str(tmp_path / method / "snapshots/step-00000002/weights.safetensors"))
+        assert "value_head.weight" in kept
+    loaded, _ = checkpoint.load(tmp_path / "full/model")
+    assert not hasattr(loaded, "value_head")
+    with pytest.raises(UsageError, match="no reward model"):
+        RewardModel(str(base))

@@ -34,7 +34,7 @@ class ReinforcementSettings:
 
     rewards: Annotated[
         tuple[str, ...],
-        "rewards of an answer: exact_match, format:REGEX, judge, file.py:function (your code); empty: none",
+        "rewards: exact_match, format:REGEX, judge, model:NAME, file.py:function (your code); empty: none",
     ] = ()
     reward_weights: Annotated[tuple[str, ...], "weights of the rewards, in their order; empty: 1 each"] = ()
     answer_feature: Annotated[str, "column of the answer that exact_match expects"] = "answer"
@@ -92,11 +92,16 @@ def is_function(reward: str) -> bool:
 
 def located(rewards: Iterable[Any], folder: Path) -> list[Any]:
     """The names of rewards, with absolute paths in place of those relative to `folder`; other values kept."""
-    return [_located(each, folder) if isinstance(each, str) and is_function(each) else each for each in rewards]
+    return [_located(each, folder) if isinstance(each, str) else each for each in rewards]
 
 
 def _located(name: str, folder: Path) -> str:
+    kind, _, model = name.partition(":")
+    if kind == "model" and (own := folder / Path(model).expanduser()).is_dir():
+        return f"model:{own.resolve()}"
     path, _, function = name.rpartition(":")
+    if not is_function(name):
+        return name
     return f"{(folder / Path(path).expanduser()).resolve()}:{function}"
 
 
@@ -108,10 +113,13 @@ def check(settings: ReinforcementSettings, objective: str, method: str) -> None:
         raise UsageError(f"{objective} has no reward", remedy="--rewards exact_match, or file.py:function")
     settings.weights_of_rewards  # noqa: B018
     for name in settings.rewards:
-        if name not in ("exact_match", "judge") and not name.startswith("format:") and not is_function(name):
-            raise UsageError(
-                f"unknown reward {name!r}", remedy="some of exact_match, judge, format:REGEX, file.py:function"
-            )
+        if (
+            name not in ("exact_match", "judge")
+            and not name.startswith(("format:", "model:"))
+            and not is_function(name)
+        ):
+            known = "exact_match, judge, format:REGEX, model:NAME, file.py:function"
+            raise UsageError(f"unknown reward {name!r}", remedy=f"some of {known}")
     if len({*settings.rewards}) < len(settings.rewards):
         raise UsageError("a reward is given twice", remedy="--reward-weights")
     if settings.judge and "judge" not in settings.rewards:

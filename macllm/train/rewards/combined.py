@@ -15,6 +15,7 @@ from macllm.train.render import TextTokenizer
 from .answers import Answers, RewardFunction
 from .functions import FileFunction
 from .judge import Judge
+from .model import RewardModel
 from .rules import ExactMatch, Format
 
 
@@ -51,6 +52,8 @@ def _named(
         return Judge(model, tokenizer, settings.judge)
     if name.startswith("format:"):
         return Format(name.removeprefix("format:"))
+    if name.startswith("model:"):
+        return RewardModel(name.removeprefix("model:"))
     return FileFunction(name)
 
 
