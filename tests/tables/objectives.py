@@ -85,7 +85,8 @@ def table(quick: bool, say: Say) -> Table:
     """The worst differences of each objective, and learning; `quick` measures few, without learning."""
     tests = ("tests/train/objectives/test_preferences.py",) if quick else TESTS
     differences = measured(tests, say)
-    shown = {} if quick else learned(sorted(LEARNING.glob("[!_]*.py")), say)
+    scripts = sorted(path for path in LEARNING.glob("[!_]*.py") if not path.stem.startswith("test_"))
+    shown = {} if quick else learned(scripts, say)
     rows, held = list[list[str]](), list[bool]()
     for name, proof in PROOFS.items():
         own = [each for each in differences if re.search(proof.tests, each["test"])]

@@ -19,7 +19,9 @@ _ANSWERS = (Rate(50e6, 1e-3, 10.0), Rate(float("inf"), 2e-4, 3.0))
 # The large ones are usual (arXiv:2310.16944 and others), the small ones learn on models of 6 and 135 million
 # parameters. Another pass over the same pairs moves the model further from its start than it teaches.
 _PREFERENCES = (Rate(50e6, 5e-4, 3.0), Rate(1e9, 5e-5, 1.0), Rate(float("inf"), 5e-6, 1.0))
-_OF: dict[FinetuneObjective, tuple[Rate, ...]] = dict.fromkeys(("dpo", "kto", "orpo", "simpo"), _PREFERENCES)
+_OF: dict[FinetuneObjective, tuple[Rate, ...]] = dict.fromkeys(
+    ("dpo", "kto", "orpo", "simpo", "grpo", "ppo"), _PREFERENCES
+)
 
 
 def fitting(objective: FinetuneObjective, parameters: int) -> Rate:

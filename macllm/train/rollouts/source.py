@@ -124,13 +124,13 @@ def _metrics(groups: Sequence[AnswerGroup]) -> dict[str, float]:
     valid = np.isfinite(rewards)
     completions = [each for group in groups for each in group.completions]
     spread = [np.ptp(group.rewards[group.rewarded]) if group.rewarded.any() else 0.0 for group in groups]
-    found = {
-        "reward": rewards[valid].mean(),
-        "reward_std": rewards[valid].std(),
-        "invalid_rewards": 1 - valid.mean(),
-        "truncated": np.mean([each.truncated for each in completions]),
-        "length": np.mean([len(each) for each in completions]),
-    }
+    found = {"reward": rewards[valid].mean()}
     if len(groups[0].completions) > 1:
         found["zero_variance"] = np.mean(np.array(spread) == 0)
+    found |= {
+        "truncated": np.mean([each.truncated for each in completions]),
+        "invalid_rewards": 1 - valid.mean(),
+        "reward_std": rewards[valid].std(),
+        "length": np.mean([len(each) for each in completions]),
+    }
     return {name: float(np.float32(value)) for name, value in found.items()}
