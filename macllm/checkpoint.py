@@ -98,9 +98,12 @@ def _check_arguments(name: object, adapter: object, dtype: object) -> None:
         raise UsageError(f"The dtype is {kind_of(dtype)}, not an MLX type.", remedy="dtype=mx.float16, for example")
 
 
-def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Model | ForeignLM:
-    """The model in `folder` with its weights; mlx-lm's class if no family supports its `model_type`."""
-    config = read_config(folder)
+def load_model(folder: Path, dtype: mx.Dtype | None = None, config: dict[str, Any] | None = None) -> Model | ForeignLM:
+    """The model in `folder` with its weights, or another `config` in place of its config.json.
+
+    It is one of mlx-lm's classes if no family supports its `model_type`.
+    """
+    config = config or read_config(folder)
     # Before tensors are read: those of another quantization tool have names and dtypes that no model has.
     packing.refuse(config, frozenset() if families.is_known(config) else packing.OF_MLX_LM)
     if not families.is_known(config):
@@ -164,11 +167,8 @@ def build_model(spec: ModelSpec, kind: str) -> Model:
     try:
         return build(spec)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"config.json does not describe a valid {kind} model",
-            cause=str(error),
-            remedy="download the checkpoint again",
-        ) from error
+        message = f"config.json does not describe a valid {kind} model"
+        raise CheckpointError(message, cause=str(error), remedy="download the checkpoint again") from error
 
 
 def _parameters(weights: Weights, quantization: Mapping[str, Any] | None) -> tuple[int, int]:

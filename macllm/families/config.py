@@ -226,7 +226,7 @@ def scaled_length(length: int | None, rotations: Iterable[Mapping[str, Any]]) ->
         kind, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
         if kind in ("yarn", "linear", "dynamic") and factor:
             before = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
-            lengths.append(int((before or length) * float(factor)))
+            lengths.append(int(round((before or length) * float(factor), 6)))  # 48 * (100 / 48) is 100
     return max(lengths[1:], default=length)
 
 

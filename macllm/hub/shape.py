@@ -78,7 +78,7 @@ def _context(config: Mapping[str, Any]) -> int | None:
         kind, factor = each.get("rope_type") or each.get("type"), each.get("factor")
         if kind in ("yarn", "linear", "dynamic") and isinstance(factor, int | float) and 0 < factor < math.inf:
             before = whole({**config, **each}, ("original_max_position_embeddings",)) if kind == "yarn" else None
-            scaled.append(int((before or length) * factor))
+            scaled.append(int(round((before or length) * factor, 6)))
     return max(scaled, default=length)
 
 

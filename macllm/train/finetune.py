@@ -13,10 +13,13 @@ from mlx.utils import tree_flatten
 from macllm import adapter, checkpoint, families, hub
 from macllm.adapter.names import our_keys, our_modules_to_save
 from macllm.errors import UsageError
+from macllm.families.extension import extended
+from macllm.files import read_json, write_json
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
 from macllm.ops import cpu
 from macllm.text.messages import kind_of
+from macllm.text.tokenizer import Tokenizer
 from macllm.weights.fingerprint import fingerprint
 
 from . import data, heads, objectives, pack, rewards, run
@@ -30,6 +33,7 @@ from .config import (
     OtherTokens,
     PreferenceLoss,
     Reference,
+    RopeScaling,
     Schedule,
     Select,
 )
@@ -109,6 +113,9 @@ def finetune(
     label_smoothing_factor: float | None = None,
     router_aux_loss_coef: float | None = None,
     router_z_loss_coef: float | None = None,
+    context_length: int | None = None,
+    rope_scaling: RopeScaling | None = None,
+    rope_theta: float | None = None,
     batch_size: int | None = None,
     packing: bool | None = None,
     grad_accumulation_steps: int | None = None,
@@ -176,8 +183,8 @@ def events(config: FinetuneConfig) -> Generator[TrainEvent]:
 def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Generator[TrainEvent]:
     """The events of a run that holds its folder."""
     cpu.wait()
-    model, tokenizer = checkpoint.load(config.model)
     source = hub.resolve(config.model)
+    model, tokenizer = _loaded(config, source)
     base = fingerprint(source)
     if model.info.vocab_size is not None:
         run.check_vocabulary(config.model, model.info.vocab_size, tokenizer.vocab_size, _RESIZE)
@@ -200,7 +207,9 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     def export() -> Path:
         objectives.drop_value_head(cast("nn.Module", model))
         if config.method == "full":
-            return checkpoint.save(model, tokenizer, config.result, checkpoint.stored_types(source))
+            saved = checkpoint.save(model, tokenizer, config.result, checkpoint.stored_types(source))
+            _lengthen(saved / "tokenizer_config.json", config.context_length)
+            return saved
         adapter.save(model, folder, _about(config) | {adapter.BASE: base})
         return folder
 
@@ -209,6 +218,22 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     snapshots = run.snapshots(folder, config, identity)
     trainer = Trainer.of(model, objective, config, rows, snapshots)
     yield from run.record(folder, config, trainer.run(export), notes)
+
+
+def _loaded(config: FinetuneConfig, source: Path) -> tuple[LanguageModel, Tokenizer]:
+    """The model, with rotary positions for a longer context if one is asked for, and its tokenizer."""
+    if not config.extends:
+        return checkpoint.load(config.model)
+    raw = checkpoint.read_config(source)
+    raw = extended(raw, config.context_length, config.rope_scaling, config.rope_theta)
+    return checkpoint.load_model(source, config=raw), Tokenizer.from_folder(source)
+
+
+def _lengthen(path: Path, length: int) -> None:
+    """Raise the `model_max_length` of a tokenizer_config.json to `length` tokens, if it has one."""
+    values = read_json(path) if path.is_file() else {}
+    if length > values.get("model_max_length", length):
+        write_json(path, values | {"model_max_length": length})
 
 
 def _trainable(model: LanguageModel, config: FinetuneConfig) -> list[str]:

@@ -95,6 +95,8 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed["reward_weights"] = ["--objective", "grpo", "--rewards", "judge,exact_match"]
     needed |= {name: ["--objective", "infill"] for name in ("mask_ratio", "span_length", "permute_sentences")}
     needed["label_smoothing_factor"] = ["--objective", "seq2seq"]
+    needed |= {name: ["--method", "full"] for name in ("context_length", "rope_theta")}
+    needed["rope_scaling"] = ["--method", "full", "--context-length", "99"]
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")

@@ -104,7 +104,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_setting_of_finetuning_is_read_by_a_run(recipe: Path, base: Path, texts: Path, tmp_path: Path) -> None:
     settings = {"data": recipe, "model": base, "epochs": 0.5, "batch_size": 8, "rank": 2, "max_seq_length": 32}
     distils = {"objective": "distil", "teacher": base, "divergence": "jsd", "teacher_top": 3, "teacher_first": True}
-    runs = [*_of_folder(FINETUNE_RUNS, recipe), distils, *_of_folder(FINETUNE_TEXT_RUNS, texts)]
+    longer = {"method": "full", "rank": 16, "context_length": 4096, "rope_scaling": "yarn", "rope_theta": 1e5}
+    runs = [*_of_folder(FINETUNE_RUNS, recipe), distils, longer, *_of_folder(FINETUNE_TEXT_RUNS, texts)]
     assert list(unread(FinetuneConfig, finetune, tmp_path, runs, **settings)) == []
 
 

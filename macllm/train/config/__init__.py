@@ -5,6 +5,7 @@ Every field has its documentation in its annotation, which the command line prin
 
 from __future__ import annotations
 
+from .context import RopeScaling
 from .distillation import Divergence, OtherTokens
 from .finetune import FinetuneConfig, Method
 from .objective import FinetuneObjective, PretrainObjective
@@ -26,6 +27,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainObjective",
     "Reference",
+    "RopeScaling",
     "Schedule",
     "Select",
     "TrainConfig",

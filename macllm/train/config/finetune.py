@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from macllm.errors import UsageError
 
-from . import distillation, expert, mlx_lm, preference, reinforcement, reward
+from . import context, distillation, expert, mlx_lm, preference, reinforcement, reward
+from .context import ContextSettings, RopeScaling
 from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
 from .distillation import DistillationSettings
 from .objective import FinetuneObjective, unread
@@ -30,6 +31,7 @@ _OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "m
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
+    ContextSettings,
     ReinforcementSettings,
     reward.RewardSettings,
     DistillationSettings,
@@ -77,6 +79,7 @@ class FinetuneConfig(
         "objective": get_args(FinetuneObjective),
         **preference.CHOICES,
         **reinforcement.CHOICES,
+        "rope_scaling": get_args(RopeScaling),
     }
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class FinetuneConfig(
         distillation.check(self, self.objective == "distil")
         preference.check(self, self.method == "full")
         reinforcement.check(self, self.objective, self.method)
+        context.check(self, self.method == "full")
         refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
@@ -137,5 +141,5 @@ class FinetuneConfig(
         own.append(("lora_plus_ratio", SMALLEST, 1e6))
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
         more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES]
-        more += [*TEXT_TO_TEXT_RANGES, *expert.RANGES]
+        more += [*TEXT_TO_TEXT_RANGES, *expert.RANGES, *context.RANGES]
         return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]

@@ -21,6 +21,7 @@ _FIRST = {
     "teacher": "Distillation",
     "centering": "Reward models",
     "rewards": "Reinforcement",
+    "context_length": "Longer context",
     "batch_size": "Batches and length",
     "optimizer": "Optimizer and learning rate",
     "beta1": "Moments, decay and clipping",
