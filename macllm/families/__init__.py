@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
     "marian": ("marian", None),
     "mistral": ("mistral", None),
     "mixtral": ("mixtral", None),
+    "mpt": ("mpt", None),
     "olmo2": ("olmo2", None),
     "phi3": ("phi3", None),
     "qwen2": ("qwen2", None),

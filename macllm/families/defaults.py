@@ -73,7 +73,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 8192, "attn_temperature_tuning": True, "floor_scale": 8192.0, "attn_scale": 0.1,
     },
     "longformer": _BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
-    "macllm": _LLAMA | {"attention_kind": "softmax", "num_random_features": 256},
+    "macllm": _LLAMA | {"attention_kind": "softmax", "num_random_features": 256, "position_kind": "rope"},
     "marian": _BART | {
         "vocab_size": 58101, "decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0,
         "bos_token_id": None, "forced_eos_token_id": 0, "share_encoder_decoder_embeddings": True,
@@ -81,6 +81,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": _MISTRAL | {"sliding_window": 4096},
     "mixtral": _MISTRAL | {
         "rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "num_local_experts": 8, "rope_theta": 1_000_000.0,
+    },
+    "mpt": {
+        "vocab_size": 50368, "d_model": 2048, "n_heads": 16, "n_layers": 24, "max_seq_len": 2048,
+        "layer_norm_epsilon": 1e-5, "attn_config": {}, "tie_word_embeddings": True,
     },
     "olmo2": _LLAMA | {
         "vocab_size": 50304, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 50279, "rms_norm_eps": 1e-5,
@@ -114,7 +118,8 @@ _NULLABLE = frozenset(
 _WHOLE = frozenset(("n_inner", "num_decoder_layers", "decoder_vocab_size", "num_key_value_heads", "head_dim"))
 _POSITIVE = frozenset(
     ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "n_embd", "n_head",
-     "d_model", "d_kv", "num_heads", "encoder_attention_heads", "decoder_attention_heads", "sliding_window_pattern",
+     "n_heads", "d_model", "d_kv", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+     "sliding_window_pattern",
      "no_rope_layer_interval", "interleave_moe_layer_step", "decoder_sparse_step", "moe_intermediate_size",
      "block_size", "num_random_features")
 )  # fmt: skip
@@ -125,7 +130,7 @@ _LENGTHS = frozenset(
 )
 # Numbers of layers and widths of heads: large values would take long before tensor shapes are checked.
 _SMALL = frozenset(
-    ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers",
+    ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
      "head_dim", "d_kv")
 )  # fmt: skip
 _MOST = 100_000  # limit of these; the largest models have some hundreds

@@ -12,8 +12,8 @@ from typing import Any
 # Kept equal to `macllm.families.FAMILIES` by a test: importing the families would import MLX.
 OWN = frozenset(
     ("bart", "bert", "big_bird", "gemma2", "gemma3", "gemma3_text", "gpt2", "llama", "llama4", "llama4_text",
-     "longformer", "macllm", "marian", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe",
-     "roberta", "t5")
+     "longformer", "macllm", "marian", "mistral", "mixtral", "mpt", "olmo2", "phi3", "qwen2", "qwen3",
+     "qwen3_moe", "roberta", "t5")
 )  # fmt: skip
 ENCODERS = frozenset(("bert", "big_bird", "longformer", "roberta"))
 # The same for `macllm.families.foreign`: types under another name in mlx-lm, and those that it computes wrongly.

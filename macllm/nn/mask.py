@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from macllm.ops.attention_mask import AttentionMask, MaskArray
 
-from .position import RelativeBias, Span
+from .position import LinearBias, RelativeBias, Span
 from .spec import Bidirectional, Causal, Chunked, Local, MaskSpec, Sliding
 
 
@@ -157,7 +157,7 @@ class Masks:
         self,
         span: Span,
         lengths: mx.array | None = None,
-        bias: RelativeBias | None = None,
+        bias: RelativeBias | LinearBias | None = None,
         memory: mx.array | None = None,
         global_tokens: GlobalTokens | None = None,
     ):

@@ -19,6 +19,7 @@ from .spec import (
     BandScaling,
     DynamicScaling,
     LearnedPositions,
+    LinearBiasSpec,
     LinearScaling,
     LongScaling,
     RelativeBiasSpec,
@@ -226,3 +227,34 @@ class RelativeBias(nn.Module):
         ratio = mx.log(mx.maximum(distance, 1).astype(mx.float32) / exact) / math.log(s.max_distance / exact)
         far = exact + (ratio * (buckets - exact)).astype(distance.dtype)
         return start + mx.where(distance < exact, distance, mx.minimum(far, buckets - 1))
+
+
+class LinearBias(nn.Module):
+    """ALiBi (arXiv:2108.12409): -slope * distance, shared by all layers. Holds no weights."""
+
+    def __init__(self, spec: LinearBiasSpec):
+        super().__init__()
+        self.slopes = slopes(spec.num_heads)
+
+    def __call__(self, query: mx.array, key: mx.array) -> mx.array:
+        """Slots (L,), (S,) -> (1, H, L, S), to be added to the scores of keys up to the query's own."""
+        distance = (query[:, None] - key[None, :]).astype(mx.float32)  # (L, S)
+        return -mx.array(self.slopes)[None, :, None, None] * distance
+
+
+def slopes(heads: int) -> tuple[float, ...]:
+    """The slope of each head: from 2^(-8 / heads) to 2^-8 (arXiv:2108.12409, 3).
+
+    A number of heads between two powers of two has those of the smaller, then every other one of the larger.
+    """
+
+    def of_power(count: int) -> list[float]:
+        return [2 ** (-8 * (head + 1) / count) for head in range(count)]
+
+    smaller = 2 ** int(math.log2(heads))
+    return tuple([*of_power(smaller), *of_power(2 * smaller)[::2]][:heads])
+
+
+def make_bias(spec: RelativeBiasSpec | LinearBiasSpec) -> RelativeBias | LinearBias:
+    """The bias on the scores of a spec."""
+    return RelativeBias(spec) if isinstance(spec, RelativeBiasSpec) else LinearBias(spec)

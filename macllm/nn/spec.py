@@ -242,12 +242,19 @@ class RelativeBiasSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearBiasSpec:
+    """A penalty on the scores that grows with the distance, by head: ALiBi (arXiv:2108.12409)."""
+
+    num_heads: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSpec:
     """Layers in a row."""
 
     layers: tuple[LayerSpec, ...]
     final_norm: NormSpec | None
-    relative_bias: RelativeBiasSpec | None = None
+    relative_bias: RelativeBiasSpec | LinearBiasSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

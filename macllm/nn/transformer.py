@@ -21,7 +21,7 @@ from .mask import GlobalTokens, Masks
 from .mixer import make_mixer
 from .moe import make_feed_forward
 from .norm import ResidualNorm, make_norm
-from .position import RelativeBias, Span, make_positions
+from .position import Span, make_bias, make_positions
 from .recompute import recompute
 from .spec import EmbeddingSpec, HeadSpec, LayerSpec, StackSpec, TransformSpec
 from .state.layer import LayerState
@@ -66,7 +66,7 @@ class Stack(nn.Module):
         self.layers = [Block(dim, layer) for layer in spec.layers]
         self.norm = make_norm(dim, spec.final_norm)
         if spec.relative_bias is not None:
-            self.bias = RelativeBias(spec.relative_bias)
+            self.bias = make_bias(spec.relative_bias)
         self.decode_step = DecodeStep()
         self.checkpoints_layers = False  # in training, compute layers again for the gradients
 

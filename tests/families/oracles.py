@@ -70,6 +70,16 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+MPT = {
+    "vocab_size": 97,
+    "d_model": 48,
+    "n_heads": 6,  # no power of two
+    "n_layers": 3,
+    "max_seq_len": 64,
+    "attn_config": {"softmax_scale": 0.3},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GEMMA = {**SMALL, "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5}
 LLAMA4 = {
     **SMALL,
@@ -231,6 +241,8 @@ CASES = [
         },
     ),
     Case("gpt2-unscaled", "GPT2LMHeadModel", "GPT2Config", {**GPT2, "scale_attn_weights": False}),
+    Case("mpt", "MptForCausalLM", "MptConfig", MPT, main=True),
+    Case("mpt-even", "MptForCausalLM", "MptConfig", {**MPT, "n_heads": 4, "attn_config": {}}),
     Case("bert", "BertForMaskedLM", "BertConfig", ENCODER, main=True),
     Case("bert-pooled", "BertModel", "BertConfig", {**ENCODER, "hidden_act": "relu"}),
     Case("roberta", "RobertaForMaskedLM", "RobertaConfig", {**ENCODER, "pad_token_id": 1}, main=True),

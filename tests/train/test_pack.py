@@ -77,6 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_kind": "performer",
         "num_random_features": 8,
     },
+    "biased scores": {**LLAMA, "model_type": "macllm", "position_kind": "alibi"},
     "capped scores": {**LLAMA, "model_type": "gemma2", "head_dim": 4, "sliding_window": 5, "query_pre_attn_scalar": 4},
 }
 LENGTHS = [(5, 17, 2), (23, 9, 3, 30, 4), (31, 2, 2)]
