@@ -83,6 +83,12 @@ def text_config(config: dict) -> dict:
     return {"model_type": f"{config['model_type']}_text", **inner, **tied}
 
 
+def with_text_config(config: dict, change: Callable[[dict], dict]) -> dict:
+    """A config.json whose part for the language model is `change` of it."""
+    nested = FAMILIES[config["model_type"]][1] if is_known(config) else None
+    return change(config) if nested is None else {**config, nested: change(text_config(config))}
+
+
 def spec(config: Config) -> ModelSpec:
     """The spec that a text config describes. Raises CheckpointError for invalid values."""
     try:

@@ -7,23 +7,19 @@ from typing import Any
 
 from macllm.errors import UsageError
 
-from . import FAMILIES, is_known, text_config
 from .config import Config, context_length, rope_parameters
 
 _KINDS = ("default", "linear", "yarn")
 
 
-def extended(config: Mapping[str, Any], length: int = 0, scaling: str = "keep", base: float = 0.0) -> dict[str, Any]:
-    """The config of a model for contexts of `length` tokens (0: as before) with another `base` (0: the same).
+def extended(text: Mapping[str, Any], length: int = 0, scaling: str = "keep", base: float = 0.0) -> dict[str, Any]:
+    """The text config for contexts of `length` tokens (0: as before) with another `base` (0: the same).
 
     `scaling` "yarn" (arXiv:2309.00071) or "linear" (arXiv:2306.15595) stretches the positions by the ratio of `length`
     to the context that the model was trained for; "keep" leaves their scaling as it is. Written in the spelling that
     the config uses. Raises UsageError for a model without rotary positions, with several kinds of them or with a
     scaling of another type, and for a `length` that is not longer.
     """
-    changed = dict(config)
-    nested = FAMILIES[changed["model_type"]][1] if is_known(changed) else None
-    text = dict(text_config(changed)) if is_known(changed) else changed
     before = _parameters(text)
     trained = int(before["original_max_position_embeddings"])
     now = context_length(text) or trained
@@ -41,10 +37,10 @@ def extended(config: Mapping[str, Any], length: int = 0, scaling: str = "keep", 
         after["original_max_position_embeddings"] = trained
     if base:
         after["rope_theta"] = float(base)
-    inner = dict(changed[nested]) if nested else changed
+    changed = dict(text)
     # As in vLLM, the positions of linear scaling are counted before it.
-    _write(inner, after, trained if length and after["rope_type"] == "linear" else length)
-    return {**changed, nested: inner} if nested else inner
+    _write(changed, after, trained if length and after["rope_type"] == "linear" else length)
+    return changed
 
 
 def _parameters(text: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def _parameters(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(text: dict[str, Any], rope: dict[str, Any], length: int) -> None:
-    """Put RoPE parameters into a text config: in transformers 5's spelling if it is used, else transformers 4's."""
+    """Put RoPE parameters into a config, in transformers 5's spelling if it is used, else 4's."""
     for name in ("max_position_embeddings", "model_max_length"):
         if length and (name in text or name == "max_position_embeddings"):
             text[name] = length

@@ -1,4 +1,4 @@
-"""macllm's own decoders: a Llama with an attention kind per layer and a position kind, to train from scratch."""
+"""macllm's own decoders, to train from scratch: a Llama with kinds of attention and of positions."""
 
 from __future__ import annotations
 

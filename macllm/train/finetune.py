@@ -220,12 +220,12 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     yield from run.record(folder, config, trainer.run(export), notes)
 
 
-def _loaded(config: FinetuneConfig, source: Path) -> tuple[LanguageModel, Tokenizer]:
+def _loaded(config: FinetuneConfig, source: Path) -> tuple[Any, Tokenizer]:
     """The model, with rotary positions for a longer context if one is asked for, and its tokenizer."""
     if not config.extends:
         return checkpoint.load(config.model)
-    raw = checkpoint.read_config(source)
-    raw = extended(raw, config.context_length, config.rope_scaling, config.rope_theta)
+    change = (config.context_length, config.rope_scaling, config.rope_theta)
+    raw = families.with_text_config(checkpoint.read_config(source), lambda text: extended(text, *change))
     return checkpoint.load_model(source, config=raw), Tokenizer.from_folder(source)
 
 

@@ -1,4 +1,4 @@
-"""Longer contexts by YaRN, linear scaling and another base: configs, rotations, and agreement with transformers."""
+"""Longer contexts by YaRN, linear scaling and another base, against transformers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_another_base_keeps_the_length_and_the_scaling() -> None:
     assert (longer["max_position_embeddings"], longer["rope_theta"], longer["rope_scaling"]) == (96, 1e6, None)
 
 
-def test_what_cannot_be_extended_is_refused() -> None:
+def test_models_without_one_plain_rotation_are_refused() -> None:
     def refused(config: dict[str, Any], match: str, *change: Any) -> None:
         with pytest.raises(UsageError) as error:
             extended(config, *change)

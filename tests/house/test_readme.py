@@ -54,6 +54,7 @@ FAMILY_NAMES = {
     "marian": "Marian",
     "mistral": "Mistral",
     "mixtral": "Mixtral",
+    "mpt": "MPT",
     "olmo2": "OLMo 2",
     "phi3": "Phi-3 and Phi-4-mini",
     "qwen2": "Qwen 2",

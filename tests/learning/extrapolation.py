@@ -1,4 +1,4 @@
-"""Losses beyond the training length, with ALiBi and with RoPE: `python -m tests.learning.extrapolation`.
+"""Losses beyond the training length, with ALiBi and RoPE: `python -m tests.learning.extrapolation`.
 
 Two decoders, equal but for their positions, learn sequences of 24 tokens from a hidden topic that changes now and then,
 so that recent tokens tell more than old ones. On held-out sequences of up to 192 tokens (arXiv:2108.12409, figure 4)

@@ -39,9 +39,9 @@ def key(draw: random.Random) -> list[str]:
 
 
 def text(draw: random.Random, longest: int) -> str:
-    """A text of at most `longest` words with the same key twice or three times, the last time at its end."""
-    times = draw.randint(2, 3)
-    words = [draw.choice(FILLER) for _ in range(draw.randint(2, longest - times * (DIGITS + 1)))]
+    """A text of `longest` words or down to half of it, with one key two or three times, last at its end."""
+    times, length = draw.randint(2, 3), draw.randint(longest // 2, longest)
+    words = [draw.choice(FILLER) for _ in range(length - times * (DIGITS + 1))]
     secret = key(draw)
     for at in sorted((draw.randint(0, len(words)) for _ in range(times - 1)), reverse=True):
         words[at:at] = secret
@@ -88,7 +88,7 @@ def write_model(root: Path) -> Path:
     return root
 
 
-def main(steps: int = 1200, more_steps: int = 160, count: int = 200) -> dict[str, Any]:
+def main(steps: int = 1000, more_steps: int = 300, count: int = 200) -> dict[str, Any]:
     """Train, measure and print; the result of the last line."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""ALiBi: linear biases on the scores against their formula, through caches, padding and checkpoints of layers."""
+"""ALiBi: linear biases against their formula, through caches, padding and checkpoints of layers."""
 
 from __future__ import annotations
 

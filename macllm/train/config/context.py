@@ -14,7 +14,7 @@ RopeScaling = Literal["keep", "linear", "yarn"]
 
 @dataclass(frozen=True, kw_only=True)
 class ContextSettings:
-    """Settings of full fine-tuning for a longer context; they are written into the new model's config.json."""
+    """Settings of full fine-tuning for a longer context; the new model's config.json has them."""
 
     context_length: Annotated[int, "full: longest context of the new model, in tokens; 0: the model's"] = 0
     rope_scaling: Annotated[
@@ -34,7 +34,7 @@ RANGES = [("context_length", 0, 2.0**31), ("rope_theta", 0.0, 1e12)]
 
 
 def check(settings: ContextSettings, full: bool) -> None:
-    """Raise UsageError for settings of the context that an adapter has no place for, or that lack the length."""
+    """Raise UsageError for settings that an adapter has no place for, or that lack the length."""
     if not full:
         names = ("context_length", "rope_scaling", "rope_theta")
         refuse_set(settings, names, "method is lora: an adapter keeps its model's config.json, use --full")
