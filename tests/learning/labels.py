@@ -122,9 +122,16 @@ def main() -> None:
     for task, each in found.items():
         for seed, values in each.items():
             print(task, seed, {name: round(value, 3) for name, value in values.items()})
-    every = [values for each in found.values() for values in each.values()]
-    held = all(v["accuracy"] > 0.9 and v["shuffled"] < v["more frequent"] + 0.06 for v in every)
-    print(json.dumps({"labels": found, "held": held}))
+    print(json.dumps({"objectives": {task: _verdict(each) for task, each in found.items()}, "seeds": found}))
+
+
+def _verdict(found: dict[int, dict[str, float]]) -> dict[str, object]:
+    """The findings of all seeds of a task as a text, and if each learns the rule from labels alone."""
+    right, other, most = ([each[name] for each in found.values()] for name in ("accuracy", "shuffled", "more frequent"))
+    shown = f"unseen texts: {min(right):.0%} to {max(right):.0%} right, with shuffled labels {max(other):.0%}"
+    shown += f" (always the more frequent label: {max(most):.0%})"
+    held = min(right) > 0.95 and all(a < b + 0.06 for a, b in zip(other, most, strict=True))
+    return {"shown": shown, "held": held}
 
 
 if __name__ == "__main__":

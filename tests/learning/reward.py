@@ -87,8 +87,10 @@ def main() -> None:
     found = {seed: measured(seed) for seed in SEEDS}
     for seed, each in found.items():
         print(seed, {name: round(value, 3) for name, value in each.items()})
-    held = all(each["accuracy"] > 0.9 and abs(each["random order"] - 0.5) < 0.1 for each in found.values())
-    print(json.dumps({"reward": found, "held": held}))
+    right, turned = ([each[name] for each in found.values()] for name in ("accuracy", "random order"))
+    shown = f"unseen prompts: {min(right):.0%} to {max(right):.0%} right, of pairs in random order {max(turned):.0%}"
+    held = min(right) > 0.9 and all(abs(each - 0.5) < 0.1 for each in turned)
+    print(json.dumps({"objectives": {"reward": {"shown": shown, "held": held}}, "seeds": found}))
 
 
 if __name__ == "__main__":
