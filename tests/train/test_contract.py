@@ -53,6 +53,10 @@ class Words:
     ends = True
 
     @property
+    def sequences(self) -> tuple[np.ndarray, ...]:
+        return (self.tokens,)
+
+    @property
     def num_target_tokens(self) -> int:
         return len(self.tokens)
 
