@@ -88,6 +88,13 @@ def test_an_invalid_position_kind_is_refused() -> None:
     assert families.spec(Config({**CONFIG, "position_kind": None})).decoder.relative_bias is None
 
 
+def test_options_of_mpt_that_change_its_attention_are_refused() -> None:
+    config = {"model_type": "mpt", "vocab_size": 61, "d_model": 48, "n_heads": 4, "n_layers": 1}
+    for option in ({"clip_qkv": 6.0}, {"alibi": False}, {"qk_ln": True}, {"alibi_bias_max": 16}):
+        with pytest.raises(CheckpointError, match=f"attn_config.{next(iter(option))}"):
+            families.spec(Config({**config, "attn_config": option}))
+
+
 @pytest.mark.parity
 def test_loss_and_every_gradient_equal_the_formula_in_torch() -> None:
     import torch
