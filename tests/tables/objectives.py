@@ -34,6 +34,10 @@ class Proof:
 
 PROOFS = {
     "clm, sft": Proof("transformers, PEFT", r"test_gradients"),
+    "mlm": Proof("transformers", r"test_pretraining_parity.*masked_lm"),
+    "span": Proof("transformers", r"test_pretraining_parity.*text_to_text"),
+    "infill, seq2seq": Proof("transformers, torch", r"test_pretraining_parity.*text_to_text"),
+    "clm, sft with experts": Proof("transformers, torch", r"test_experts"),
     "orpo": Proof("TRL", r"test_preferences.*\[orpo"),
     "simpo": Proof("TRL", r"test_preferences.*\[simpo"),
     "dpo": Proof("TRL", r"test_dpo"),
