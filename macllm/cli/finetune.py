@@ -53,7 +53,8 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
 def _use(config: FinetuneConfig, path: str) -> str:
     """The command or, for a head that classifies, the Python that uses the result of a run."""
     if config.objective not in ("classify", "tag", "reward"):
-        return shlex.join(["macllm", "chat", *_flags(config, path)])
+        answers = ["generate", "a source"] if config.objective == "seq2seq" else ["chat"]
+        return shlex.join(["macllm", *answers, *_flags(config, path)])
     loaded = f"{path!r}" if config.method == "full" else f"{config.model!r}, adapter={path!r}"
     return f"macllm.{config.objective}(*macllm.load({loaded}), [...]) in Python"
 
