@@ -21,12 +21,21 @@ from macllm.train.config.subjects import subjects
 
 
 def invoke(decorator, arguments: list[str], key: str | None = None):
+    return invoker(decorator, key)(arguments)
+
+
+def invoker(decorator, key: str | None = None):
+    """A function of arguments that gives the values a command sees; the command is made once."""
     seen = []
     command = click.command()(decorator(lambda *values, **named: seen.append(named[key] if key else values[0])))
     if key is None:
         command.params.insert(0, click.Option(["--file", "toml_file"]))
-    command.main(arguments, standalone_mode=False)
-    return seen[0]
+
+    def run(arguments: list[str]):
+        command.main(arguments, standalone_mode=False)
+        return seen.pop()
+
+    return run
 
 
 def test_every_sampling_parameter_has_a_flag() -> None:
@@ -98,6 +107,7 @@ def test_every_setting_has_a_flag_that_sets_it(
     needed |= {name: ["--method", "full"] for name in ("context_length", "rope_theta")}
     needed["rope_scaling"] = ["--method", "full", "--context-length", "99"]
     needed |= {name: ["--optimizer", "muon"] for name in ("adamw_rate", "momentum")}
+    run = invoker(config_options(config))
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
         changed: object = "elsewhere"
@@ -127,9 +137,9 @@ def test_every_setting_has_a_flag_that_sets_it(
         arguments += needed.get(field.name, [])
         if field.name == "decay_all" and config is FinetuneConfig:
             with pytest.raises(UsageError, match="decay_all has no effect"):
-                invoke(config_options(config), ["--data", "rows.jsonl", *arguments])
+                run(["--data", "rows.jsonl", *arguments])
             continue
-        loaded = invoke(config_options(config), ["--data", "rows.jsonl", *arguments])
+        loaded = run(["--data", "rows.jsonl", *arguments])
         assert getattr(loaded, field.name) == changed
 
 
