@@ -87,7 +87,7 @@ def write_model(root: Path) -> Path:
     return root
 
 
-def main(steps: int = 1000, more_steps: int = 300, count: int = 200) -> dict[str, Any]:
+def main(steps: int = 1000, more_steps: int = 220, count: int = 100) -> dict[str, Any]:
     """Train, measure and print; the result of the last line."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
