@@ -110,10 +110,10 @@ def test_a_head_for_another_task_is_named_with_the_class_that_wrote_it() -> None
     from macllm.checkpoint import assemble
 
     stored = golden("bert")
-    config = stored.config | {"architectures": ["BertForSequenceClassification"]}
-    with pytest.raises(CheckpointError, match=r"classifier\.weight") as raised:
-        assemble(config, stored.tensors() | {"classifier.weight": mx.zeros((2, 48))})
-    assert "BertForSequenceClassification wrote it" in raised.value.cause
+    config = stored.config | {"architectures": ["BertForQuestionAnswering"]}
+    with pytest.raises(CheckpointError, match=r"qa_outputs\.weight") as raised:
+        assemble(config, stored.tensors() | {"qa_outputs.weight": mx.zeros((2, 48))})
+    assert "BertForQuestionAnswering wrote it" in raised.value.cause
 
 
 def test_a_wrong_shape_is_named() -> None:
