@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,6 @@ from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
 from .assemble import Assembler
-from .beams import Beams, Ended, search
 from .contract import DEFAULT_OPTIONS, EngineOptions
 from .decode import Sampled, decode, prefill
 from .limits import answer_limit, check
@@ -33,6 +32,9 @@ from .sampling import config_file
 from .sampling.constraints import Bounds
 from .sampling.defaults import new_seed
 from .sampling.sampler import Sampler, adjusted
+
+if TYPE_CHECKING:
+    from .beams import Ended
 
 Steps = Generator[tuple[Event, ...], None, None]
 
@@ -219,10 +221,10 @@ class _RunningCompletion:
         self, cache: ModelCache, inputs: Sequence[int], logits: mx.array
     ) -> Generator[tuple[Event, ...], None, FinishReason]:
         """Steps of beam search; the text of the best beam comes after the last."""
-        params, beams = (
-            self._request.sampling,
-            Beams(self._request, self._ends, self._answer_limit, self._forced(inputs)),
-        )
+        from .beams import Beams, search  # numpy, which takes long to import and only beams need
+
+        params = self._request.sampling
+        beams = Beams(self._request, self._ends, self._answer_limit, self._forced(inputs))
 
         def adjust(log_p: mx.array, answer: tuple[int, ...]) -> mx.array:
             return adjusted(log_p, params, [*inputs, *answer], self._bounds(inputs, len(answer)))
