@@ -90,6 +90,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Append to a file, which is made if it is missing; the content is on the disk when this returns.
+
+    Raises: OSError, with the file as it was.
+    """
+    with path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a UTF-8 file atomically. Raises: as `replacing`."""
     content = text.encode("utf-8")

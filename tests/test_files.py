@@ -253,6 +253,21 @@ def atomic_write_calls(path: Path) -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}: {name}"
 
 
+def test_a_failed_append_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines"
+    files.append(path, b"one\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.append(path, b"two\n")
+    monkeypatch.undo()
+    files.append(path, b"three\n")
+    assert path.read_bytes() == b"one\nthree\n"
+
+
 def test_only_one_module_writes_atomically() -> None:
     sources = [path for folder in ("macllm", "tui") for path in (ROOT / folder).rglob("*.py")]
     found = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from macllm.errors import DataError, UsageError
-from macllm.files import json_text, read_json, write_json
+from macllm.files import json_text, read_json, sync, write_json
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.generation.stream import generate
 from macllm.nn.protocol import LanguageModel
@@ -65,7 +65,7 @@ def answering(
                 file.write(json_text({**line, _ROW: number}).encode() + b"\n")
                 file.flush()
                 answers += 1
-        os.fsync(file.fileno())
+    sync(output)
     yield Advanced("asking the teacher", len(asked), len(asked))
     return Written(len(asked), answers, len(asked) - answers)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from macllm.errors import DataError, MacllmError, UsageError
-from macllm.files import write_text
+from macllm.files import append, write_text
 
 
 class Records:
@@ -47,15 +46,7 @@ class Records:
         """Append a record; it is on the disk when this returns. Raises MacllmError if it cannot be written."""
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         try:
-            with self.path.open("ab") as file:
-                size = file.tell()
-                try:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except BaseException:
-                    file.truncate(size)  # no half line, which a later record would follow
-                    raise
+            append(self.path, line)
         except OSError as error:
             remedy = "free some disk space, then the same command again, which goes on"
             raise MacllmError(f"cannot write to {self.path}", cause=error.strerror, remedy=remedy) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macllm.errors import UsageError
-from macllm.files import read_json, write_json
+from macllm.files import publish, read_json, write_json
 from macllm.train.config import SETTINGS_NAME, FinetuneConfig, FinetuneObjective
 
 _ABOUT = "constitution.json"
@@ -57,7 +57,7 @@ def merged(config: FinetuneConfig, output: Path) -> None:
         model, tokenizer = checkpoint.load(config.model, adapter=config.result)
         merge(model, probes(model, tokenizer))
         checkpoint.save(model, tokenizer, draft, checkpoint.stored_types(hub.resolve(config.model)))
-    draft.rename(output)
+    publish(draft, output)
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
