@@ -71,4 +71,4 @@ def keys(config: Config) -> KeyMap:
         Rule(theirs + "ffn.down_proj.*", ours + "feed_forward.down_proj.*"),
     )
     ties = (Tie(source="transformer.wte", heads=("lm_head",)),) if config.get("tie_word_embeddings") else ()
-    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), saved_as=("transformer.", ""), ties=ties)
+    return KeyMap(rules, aliases=(("", ""), ("", "transformer.")), ties=ties)

@@ -97,7 +97,8 @@ def gradient_errors(case: Case, theirs: Any, ours: nn.Module) -> dict[str, float
 
     value, gradients = nn.value_and_grad(ours, mean_loss)(ours)
     assert abs(value.item() - loss.item()) <= 1e-5 * abs(loss.item())
-    mine = to_theirs(dict(tree_flatten(gradients)), families.keys(Config(ours.info.config, ())))
+    named = to_theirs(dict(tree_flatten(gradients)), families.keys(Config(ours.info.config, ())))
+    mine = {name.removeprefix("transformer."): gradient for name, gradient in named.items()}
     want: dict[str, np.ndarray] = {}
     for name, parameter in theirs.named_parameters():
         if parameter.grad is not None and "embed_positions" not in name:  # Marian's sines, which are computed here

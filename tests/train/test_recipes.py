@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from macllm import cli
 from macllm.errors import UsageError
 from macllm.train import finetune, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
@@ -90,6 +92,14 @@ def finish(events) -> Finished:
     return [event for event in events if isinstance(event, Finished)][-1]
 
 
+TEXT = Path(__file__).read_text(encoding="utf-8")
+# Options of the tokenizer that the first lines of these recipes make.
+TOKENIZERS = {
+    "masked-tiny": ("--type", "wordpiece", "--vocab-size", "200"),
+    "span-tiny": ("--type", "unigram", "--vocab-size", "200", "--sentinels", "32", "--add-eos"),
+}
+
+
 @pytest.mark.slow
 @RECIPES
 def test_a_recipe_trains(recipe: Recipe, tmp_path: Path) -> None:
@@ -100,7 +110,13 @@ def test_a_recipe_trains(recipe: Recipe, tmp_path: Path) -> None:
     if recipe.name in ("dpo", "kto", "orpo", "simpo"):
         pairs = [f'{{"prompt": "number {i}?", "chosen": "{i}", "rejected": "{i + 1}"}}\n' for i in range(20)]
         data.write_text("".join(pairs))
-    config: TrainConfig = recipe.config.load(recipe.path, data=data, iters=2, **{recipe.config._folder: tmp_path / "o"})
+    settings: dict[str, Any] = {"data": data, "iters": 2, recipe.config._folder: tmp_path / "o"}
+    if recipe.name in TOKENIZERS:
+        (tmp_path / "text.txt").write_text(TEXT)
+        settings |= {"data": tmp_path / "text.txt", "tokenizer": tmp_path / "tokenizer"}
+        options = [*TOKENIZERS[recipe.name], "--output", str(tmp_path / "tokenizer")]
+        assert cli.main(["tokenizer", "train", str(tmp_path / "text.txt"), *options]) == 0
+    config: TrainConfig = recipe.config.load(recipe.path, **settings)
     module = finetune if isinstance(config, FinetuneConfig) else pretrain
     assert finish(module.events(config)).step == 2
 

@@ -68,7 +68,9 @@ def naming(path: Path | str | None, names: Container[str]) -> Generator[None]:
 def refuse_set(config: DataclassInstance, names: Collection[str], cause: str) -> None:
     """Raise UsageError for a setting among `names` that has no effect and is not at its default."""
     for field in dataclasses.fields(config):
-        if field.name in names and getattr(config, field.name) != field.default:
+        value: Any = getattr(config, field.name)
+        value = tuple(cast("list[Any]", value)) if isinstance(value, list) else value  # of JSON
+        if field.name in names and value != field.default:
             raise UsageError(f"{field.name} has no effect", cause=cause, remedy=f"leave {field.name} out")
 
 
