@@ -26,6 +26,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     failed: dict[str, Any] = {"test": item.nodeid, "failed": True}
     try:
         result = yield
+    except pytest.skip.Exception:
+        raise
     except BaseException:
         _write(file, [failed])
         raise

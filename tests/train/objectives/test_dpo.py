@@ -52,11 +52,11 @@ BATCHES = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {} for name in get_args(PreferenceLoss)},
-    "robust": {"label_smoothing": 0.2},
+    "robust": {"label_smoothing": 0.2, "beta": 0.15},
     "exo_pair": {"label_smoothing": 0.05},
     "sppo_hard": {"beta": 0.1},
-    "discopop": {"beta": 0.05},  # its temperature magnifies the rounding of log-ratios
-    "sigmoid_norm": {"beta": 3.0},
+    "discopop": {"beta": 0.02},  # its temperature magnifies the rounding of log-ratios
+    "sigmoid_norm": {"beta": 1.0},
 }
 
 

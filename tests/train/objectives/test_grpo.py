@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ROWS: dict[str, list[tuple[int, int, float]]] = {
     "unequal lengths": [(4, 6, 1.0), (2, 9, -2.5), (7, 3, 0.3), (1, 1, -0.8)],
     "a masked row": [(3, 4, 0.7), (5, 0, 2.0), (2, 8, -2.2)],
-    "no advantage": [(3, 5, 0.0), (6, 2, 0.0)],
+    "no advantage": [(3, 5, 0.0), (6, 6, 0.0)],
     "one row": [(5, 7, -1.5)],
     "token 0 in the text": [(4, 6, 2.0), (4, 2, -0.5)],
 }
@@ -80,7 +80,7 @@ def experiences(model: Any, name: str) -> list[Experience]:
             log_p = -np.array(target_losses(model, batch.rows)[0])
         columns = {
             "old": log_p + random.normal(0, 0.2, length),
-            "reference": log_p + random.normal(0, 0.4, length),
+            "reference": log_p + random.normal(0, 0.4 if advantage else 1.2, length),  # alone, a small one is rounding
             "advantages": np.full(length, advantage),
         }
         made.append(Experience(tokens, prompt, {key: value.astype(np.float32) for key, value in columns.items()}))

@@ -85,14 +85,14 @@ def simpo(pairs: Sequence[tuple[Any, Any]]) -> Callable[[Any], Any]:
 
     def loss(oracle: Any) -> Any:
         better, worse = (log_probabilities(oracle, rows, average=True) for rows in zip(*pairs, strict=True))
-        settings = SimpleNamespace(beta=2.5, simpo_gamma=0.7, loss_type="simpo", label_smoothing=0.0, alpha=0.0)
+        settings = SimpleNamespace(beta=1.0, simpo_gamma=0.7, loss_type="simpo", label_smoothing=0.0, alpha=0.0)
         settings.accelerator = SimpleNamespace(device="cpu")
         return CPOTrainer.cpo_loss(settings, better, worse)[0].mean()
 
     return loss
 
 
-OBJECTIVES = {"orpo": (ORPO(beta=0.25), orpo), "simpo": (SimPO(beta=2.5, gamma=0.7), simpo)}
+OBJECTIVES = {"orpo": (ORPO(beta=0.25), orpo), "simpo": (SimPO(beta=1.0, gamma=0.7), simpo)}
 
 
 def step(model: nn.Module, objective: Any, pairs: Sequence[tuple[Any, Any]]) -> tuple[float, dict[str, mx.array]]:
