@@ -175,7 +175,7 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class Generates(Protocol[E, B_co]):
+class Generates(Protocol[B_co]):
     """An objective whose batches are generated with the current weights, from batches of prompts."""
 
     def bound(self, model: LanguageModel, tokenizer: TextTokenizer) -> Self:
