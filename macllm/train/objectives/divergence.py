@@ -22,7 +22,7 @@ class Likeliest(NamedTuple):
     log_others: mx.array
 
     def rows(self, chosen: slice) -> Likeliest:
-        """Those of some rows."""
+        """The likeliest tokens of the rows in a slice."""
         return Likeliest(*(array[chosen] for array in self))
 
 

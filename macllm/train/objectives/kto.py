@@ -17,6 +17,7 @@ from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.data import Dataset
 from macllm.train.events import Advanced
+from macllm.train.inference import evaluating
 from macllm.train.render import Example, TextTokenizer
 from macllm.train.rows import Preference, Row, UnpairedPreference
 
@@ -169,7 +170,7 @@ class KTO:
         """The batches with the KL divergence of the step from the reference, at least 0 (section 4.1)."""
         total = 0.0
         for batch in step:
-            with reference.evaluating(model):
+            with evaluating(model):
                 sums = log_probabilities(model, batch.mismatched)[0]
             known = batch.reference
             before = reference.live(model, batch.mismatched) if known is None else mx.array(known[1])

@@ -16,10 +16,11 @@ from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
 from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss, Source
+from macllm.train.inference import evaluating
 from macllm.train.render import TextTokenizer
 from macllm.train.rewards import Answers, Rewards, combined
 from macllm.train.rollouts.experience import AnswerGroup, Columns, Experience, Rollout
-from macllm.train.rollouts.sampling import SampledCompletion, evaluating, sample_group
+from macllm.train.rollouts.sampling import SampledCompletion, sample_group
 from macllm.train.rollouts.source import Plan, Rollouts
 from macllm.train.rows import Row
 

@@ -19,9 +19,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from macllm.files import replacing
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
-from macllm.ops.quantized import using_activations
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Advanced
+from macllm.train.inference import evaluating
 from macllm.train.render import Example
 
 from .clm import Batch, collate
@@ -31,19 +31,6 @@ NAME = "reference.npz"
 """Name of the file in a run's folder."""
 ROUNDING = 1e-4
 """Log-ratios, in nats, that may be rounding: in batches of other shapes, sums have other last bits."""
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """A block for log-probabilities: without dropout, and with the activations of training."""
-    module = cast("nn.Module", model)
-    was_training = module.training
-    module.eval()
-    try:
-        with using_activations("float"):
-            yield
-    finally:
-        module.train(was_training)
 
 
 @contextmanager

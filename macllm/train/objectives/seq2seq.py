@@ -75,7 +75,7 @@ class TextPair:
         return TextPair(source, target)
 
     def fingerprint(self) -> bytes:
-        """Those of both."""
+        """The fingerprints of source and target."""
         return self.source.fingerprint() + self.target.fingerprint()
 
 

@@ -166,7 +166,7 @@ class Taught(Example):
         return cls(**{f.name: getattr(example, f.name) for f in fields(Example)}, teacher=teacher, known=known)
 
     def fingerprint(self) -> bytes:
-        """That of the example, and the teacher's."""
+        """The fingerprints of the example and of the teacher."""
         return super().fingerprint() + self.teacher.encode()
 
 

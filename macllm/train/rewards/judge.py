@@ -10,8 +10,8 @@ import mlx.nn as nn
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
+from macllm.train.inference import evaluating
 from macllm.train.render import TextTokenizer
-from macllm.train.rollouts.sampling import evaluating
 
 from .answers import Answers
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from macllm.generation.decode import prefill
@@ -18,7 +16,7 @@ from macllm.generation.sampling.sampler import Sampler
 from macllm.nn.protocol import LanguageModel
 from macllm.nn.state.cache import Cache
 from macllm.ops.cross_entropy import cross_entropy
-from macllm.ops.quantized import using_activations
+from macllm.train.inference import evaluating
 
 _STEP = 512  # tokens of a prompt in one forward pass
 _MODEL_ITSELF = SamplingParams()  # other distributions would need their own log-probabilities in the loss
@@ -37,19 +35,6 @@ class SampledCompletion:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Without dropout, and with activations in floating point as in training."""
-    module = cast("nn.Module", model)
-    was_training = module.training
-    module.eval()
-    try:
-        with using_activations("float"):
-            yield
-    finally:
-        module.train(was_training)
 
 
 def sample_group(
