@@ -90,8 +90,13 @@ class LanguageModel(Protocol):
         """Logits of the next token: (B, L) -> (B, L, V). Advances `cache`."""
         ...
 
-    def make_cache(self, max_context: int | None = None, kv_bits: int | None = None) -> ModelCache:
-        """An empty cache."""
+    def make_cache(
+        self,
+        max_context: int | None = None,
+        kv_bits: int | None = None,
+        left_padding: Sequence[int] | None = None,
+    ) -> ModelCache:
+        """An empty cache. `left_padding` counts each row's pad tokens at the front."""
         ...
 
     def hidden(self, tokens: mx.array, cache: Any = None) -> mx.array:

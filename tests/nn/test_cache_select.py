@@ -6,7 +6,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from macllm.errors import MacllmError
 from macllm.nn.models import DecoderLM
 from tests.families.golden import shared_model
 from tests.families.oracles import CASES, Case
@@ -56,9 +55,17 @@ def test_beams_of_one_source_share_its_keys() -> None:
     close(np.array(found), np.array(wanted[mx.array([1, 1, 2]), 3:9]))
 
 
-def test_a_batch_with_padding_is_not_selected_from() -> None:
-    model = shared_model("llama")
+@pytest.mark.parametrize("rows", [[1, 1, 2, 0], [2, 1], [0]], ids=str)
+@pytest.mark.parametrize("case", DECODERS, ids=lambda case: case.name)
+def test_selected_sequences_keep_their_padding(case: Case, rows: list[int]) -> None:
+    model, tokens, padding = shared_model(case.name), tokens_for(case, rows=3), (0, 3, 9)
     assert isinstance(model, DecoderLM)
-    cache = model.make_cache(left_padding=(0, 3))
-    with pytest.raises(MacllmError, match="padding cannot be selected"):
-        cache.select([1, 0])
+    cache = model.make_cache(left_padding=padding)
+    model(tokens[:, :11], cache=cache)
+    cache.select(rows)
+    for row, pads in enumerate(padding):
+        alone = np.array(model(tokens[row : row + 1, pads:])[0])
+        for at in [i for i, chosen in enumerate(rows) if chosen == row]:
+            copy = cache.fork()
+            found = model(tokens[mx.array(rows), 11:17], cache=copy)
+            close(np.array(found)[at], alone[11 - pads : 17 - pads])

@@ -24,13 +24,19 @@ from macllm.train.objectives.policy import PolicyBatch, PolicyObjective
 from macllm.train.objectives.prompts import PromptExample
 from macllm.train.rewards import Rewards
 from macllm.train.rollouts.experience import Experience, Rollout
-from macllm.train.rollouts.sampling import sample_group
+from macllm.train.rollouts.sampling import SampledCompletion, SamplingTask, sample
 from macllm.train.snapshot import Snapshots
 from macllm.train.sources import Rows
 from tests.train.toy import CharTokenizer, random_llama
 
 VOCAB = 50
 PROMPT = np.array([7, 3, 11, 4], np.int32)
+
+
+def sample_group(
+    model: Any, prompt: np.ndarray, seeds: Sequence[int], *, max_tokens: int, ends: Any
+) -> list[SampledCompletion]:
+    return sample(model, [SamplingTask(prompt, seeds, max_tokens)], ends=ends)[0]
 
 
 class Text(CharTokenizer):
@@ -108,6 +114,40 @@ def test_the_prompt_is_read_once_for_a_group(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(type(model), "hidden", lambda m, t, **k: (shapes.append(t.shape), hidden(m, t, **k))[1])
     sample_group(model, PROMPT, range(5), max_tokens=4, ends=())
     assert shapes == [(1, 4), (5, 1), (5, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_prompts_of_unequal_lengths_are_answered_side_by_side_as_each_alone(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {} if window is None else {"model_type": "mistral", "sliding_window": window}
+    model = random_llama(vocab_size=VOCAB, **config)
+    prompts = [np.arange(1, length + 1, dtype=np.int32) for length in (4, 1, 13, 7)]
+    asked = [SamplingTask(prompt, range(9 * n, 9 * n + 3), 5 + 4 * n) for n, prompt in enumerate(prompts)]
+    alone = [sample(model, [each], ends={5, 6, 7})[0] for each in asked]
+    hidden, shapes = type(model).hidden, []
+    monkeypatch.setattr(type(model), "hidden", lambda m, t, **k: (shapes.append(t.shape), hidden(m, t, **k))[1])
+    together = sample(model, asked, ends={5, 6, 7})
+    assert shapes[0] == (4, 13)
+    assert shapes[1] == (12, 1)
+    assert shapes[-1][0] <= 6, "ended answers are dropped"
+    for each, own, same in zip(asked, together, alone, strict=True):
+        assert [one.tokens.tolist() for one in own] == [one.tokens.tolist() for one in same]
+        assert [one.truncated for one in own] == [one.truncated for one in same]
+        assert max(map(len, own)) <= each.max_tokens
+        for one, other in zip(own, same, strict=True):
+            np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=2e-6, atol=2e-6)
+
+
+def test_at_most_32_answers_are_sampled_side_by_side_unless_one_prompt_has_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_llama(vocab_size=VOCAB, num_hidden_layers=1)
+    hidden, shapes = type(model).hidden, []
+    monkeypatch.setattr(type(model), "hidden", lambda m, t, **k: (shapes.append(t.shape), hidden(m, t, **k))[1])
+    asked = [SamplingTask(PROMPT, range(count), 2) for count in (20, 12, 1, 40)]
+    assert [len(each) for each in sample(model, asked, ends=())] == [20, 12, 1, 40]
+    assert [rows for rows, length in shapes if length == 1] == [32, 1, 40]
 
 
 def rollout(one: Trainer[PolicyBatch], step: int = 0) -> list[np.ndarray]:

@@ -85,14 +85,13 @@ class Cache:
     def select(self, rows: Sequence[int], *, same_source: bool = False) -> None:
         """Hold the sequences `rows` of the batch, in this order; one may come several times.
 
-        With `same_source`, all come from one source, whose keys and values stay as they are. Raises MacllmError for a
-        batch with padding.
+        With `same_source`, all come from one source, whose keys and values stay as they are.
         """
-        if self.left_padding is not None:
-            raise MacllmError("sequences with padding cannot be selected", remedy="a cache of prompts of one length")
         chosen = mx.array(list(rows), dtype=mx.int32)
+        if self.left_padding is not None:
+            self.left_padding = _padding([self.left_padding[row] for row in rows])
         for layer in self.layers:
-            layer.select(chosen)
+            layer.select(chosen, self.left_padding)
         if not same_source:
             self.cross = [
                 Dense(*(mx.take(array, chosen, axis=0) for array in (kv.keys, kv.values))) for kv in self.cross
@@ -113,10 +112,14 @@ def make_cache(
         raise UsageError(f"kv_bits is {kv_bits}; it must be 4, 8 or None (not quantized)")
     if any(isinstance(layer.mixer.mask, Bidirectional | Local) for layer in stack.layers):
         raise UsageError("a bidirectional model cannot use a cache", remedy="call it without a cache")
-    padding = tuple(left_padding) if left_padding is not None and any(left_padding) else None
+    padding = _padding(left_padding)
     codec: Codec = DenseCodec() if kv_bits is None else QuantizedCodec(kv_bits)
     layers = [_empty(layer.mixer, codec, padding) for layer in stack.layers]
     return Cache(layers, padding, max_context, kv_bits)
+
+
+def _padding(counts: Sequence[int] | None) -> tuple[int, ...] | None:
+    return tuple(counts) if counts is not None and any(counts) else None
 
 
 def _empty(spec: AttentionSpec, codec: Codec, left_padding: tuple[int, ...] | None) -> LayerState:

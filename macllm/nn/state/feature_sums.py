@@ -46,8 +46,8 @@ class FeatureSums:
         copy.sums, copy.length = self.sums, self.length
         return copy
 
-    def select(self, rows: mx.array) -> None:
-        """Hold the sums of the sequences `rows` (N,) of the batch."""
+    def select(self, rows: mx.array, left_padding: tuple[int, ...] | None) -> None:
+        """Hold the sums of the sequences `rows` (N,) of the batch; padding is in none."""
         if self.sums is not None:
             self.sums = type(self.sums)(*(mx.take(array, rows, axis=0) for array in self.sums))
 

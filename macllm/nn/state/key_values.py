@@ -130,9 +130,10 @@ class KeyValues:
         copy.head_dim, copy._buffer = self.head_dim, self._buffer.fork()
         return copy
 
-    def select(self, rows: mx.array) -> None:
-        """Hold the sequences `rows` (N,) of the batch, which have no padding."""
+    def select(self, rows: mx.array, left_padding: tuple[int, ...] | None) -> None:
+        """Hold the sequences `rows` (N,) of the batch, which have N `left_padding`."""
         self._buffer.select(rows)
+        self.left_padding = left_padding
 
     def filled(self) -> Arrays:
         """Keys' then values' rows in the slots still held, without spare capacity."""

@@ -33,8 +33,8 @@ class LayerState(Protocol):
         """An independent copy; arrays are shared until one of the two writes."""
         ...
 
-    def select(self, rows: mx.array) -> None:
-        """Hold the sequences `rows` (N,) of the batch, in this order."""
+    def select(self, rows: mx.array, left_padding: tuple[int, ...] | None) -> None:
+        """Hold the sequences `rows` (N,) of the batch, in this order; they have N `left_padding`."""
         ...
 
     def filled(self) -> tuple[mx.array, ...]:

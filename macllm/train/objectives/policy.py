@@ -20,7 +20,7 @@ from macllm.train.inference import evaluating
 from macllm.train.render import TextTokenizer
 from macllm.train.rewards import Answers, Rewards, combined
 from macllm.train.rollouts.experience import AnswerGroup, Columns, Experience, Rollout
-from macllm.train.rollouts.sampling import SampledCompletion, sample_group
+from macllm.train.rollouts.sampling import ROWS, SampledCompletion, SamplingTask, sample
 from macllm.train.rollouts.source import Plan, Rollouts
 from macllm.train.rows import Row
 
@@ -107,22 +107,24 @@ class PolicyObjective(ABC):
 
         Answers without a reward do not count.
         """
-        found = np.concatenate(
-            [self._answered(model, each, [_seed(self.config.seed, _VALIDATION, *_place(each))]).rewards
-             for each in batch.prompts]
-        )  # fmt: skip
+        seeds = [[_seed(self.config.seed, _VALIDATION, *_place(each))] for each in batch.prompts]
+        completions = self._sampled(model, batch.prompts, seeds)
+        found = np.concatenate([self._reward(*each) for each in zip(batch.prompts, completions, strict=True)])
         valid = np.isfinite(found)
         total = mx.array(found[valid].sum(), dtype=mx.float32)
         return Loss(-total, float(valid.sum()), {"reward": total})
 
-    def answered(self, model: LanguageModel, prompts: PromptBatch, position: tuple[int, int]) -> list[AnswerGroup]:
-        """Rewarded answers to prompts, each sampled by a seed of its own."""
-        number, first = position
-        groups: list[AnswerGroup] = []
-        for at, prompt in enumerate(prompts.prompts, first):
-            seeds = [_seed(self.config.seed, number, at, each) for each in range(self.num_generations)]
-            groups.append(self._answered(model, prompt, seeds, observes=True))
-        return groups
+    def answered(self, model: LanguageModel, batches: Sequence[PromptBatch], number: int) -> list[AnswerGroup]:
+        """Rewarded answers to the prompts of rollout `number`, each sampled by a seed of its own."""
+        prompts = [each for batch in batches for each in batch.prompts]
+        seeds = [[_seed(self.config.seed, number, at, each) for each in range(self.num_generations)]
+                 for at in range(len(prompts))]  # fmt: skip
+        completions = self._sampled(model, prompts, seeds)
+        columns = self._observed(model, prompts, completions)
+        return [
+            AnswerGroup(prompt.tokens, prompt.where, own, self._reward(prompt, own), numbers)
+            for prompt, own, numbers in zip(prompts, completions, columns, strict=True)
+        ]
 
     def batch(self, experiences: Sequence[Experience], whole: Sequence[Experience], rollout: Rollout) -> PolicyBatch:
         """The batch of some of the experiences of a step, whose experiences are `whole`."""
@@ -153,14 +155,13 @@ class PolicyObjective(ABC):
         with lora.disabled(model):  # type: ignore[arg-type]
             return {"reference": -target_losses(model, rows)[0]}
 
-    def _answered(
-        self, model: LanguageModel, prompt: PromptExample, seeds: Sequence[int], observes: bool = False
-    ) -> AnswerGroup:
-        limit = self._limit(model, prompt)
-        completions = sample_group(model, prompt.tokens, seeds, max_tokens=limit, ends=self._ends)
-        rewards = self._reward(prompt, completions)
-        columns = self._observed(model, prompt, completions) if observes else []
-        return AnswerGroup(prompt.tokens, prompt.where, completions, rewards, columns)
+    def _sampled(
+        self, model: LanguageModel, prompts: Sequence[PromptExample], seeds: Sequence[Sequence[int]]
+    ) -> list[list[SampledCompletion]]:
+        asked = [
+            SamplingTask(each.tokens, own, self._limit(model, each)) for each, own in zip(prompts, seeds, strict=True)
+        ]
+        return sample(model, asked, ends=self._ends)
 
     def _limit(self, model: LanguageModel, prompt: PromptExample) -> int:
         """The longest answer. Raises DoesNotFitError if the context has no room for one token."""
@@ -181,16 +182,24 @@ class PolicyObjective(ABC):
         return self._rewards(Answers(prompt.prompt, texts, tokens, prompt.columns, prompt.where))
 
     def _observed(
-        self, model: LanguageModel, prompt: PromptExample, completions: Sequence[SampledCompletion]
-    ) -> list[Columns]:
-        """The columns of each completion before its reward is known."""
-        rows = collate([Experience.of(prompt.tokens, each, {}).example for each in completions])
-        with evaluating(model):
-            found = {name: np.array(values) for name, values in self.observed(model, rows).items()}
-        bounds = np.cumsum([0, *map(len, completions)])
-        own = [slice(*bounds[i : i + 2]) for i in range(len(completions))]
-        return [{"old": each.log_probs} | {name: values[part] for name, values in found.items()}
-                for each, part in zip(completions, own, strict=True)]  # fmt: skip
+        self,
+        model: LanguageModel,
+        prompts: Sequence[PromptExample],
+        completions: Sequence[Sequence[SampledCompletion]],
+    ) -> list[list[Columns]]:
+        """The columns of each completion of each prompt before its reward is known."""
+        answers = [(prompt.tokens, each) for prompt, own in zip(prompts, completions, strict=True) for each in own]
+        columns: list[Columns] = []
+        for start in range(0, len(answers), ROWS):
+            part = answers[start : start + ROWS]
+            rows = collate([Experience.of(*each, {}).example for each in part])
+            with evaluating(model):
+                found = {name: np.array(values) for name, values in self.observed(model, rows).items()}
+            bounds = np.cumsum([0, *(len(completion) for _, completion in part)])
+            for (_, completion), first, last in zip(part, bounds[:-1], bounds[1:], strict=True):
+                columns.append({"old": completion.log_probs} | {n: v[first:last] for n, v in found.items()})
+        each = iter(columns)
+        return [[next(each) for _ in own] for own in completions]
 
 
 def _seed(*position: int) -> int:

@@ -1,24 +1,23 @@
-"""Several answers to one prompt, sampled side by side."""
+"""Answers to several prompts, sampled side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from macllm.generation.decode import prefill
 from macllm.generation.limits import not_finite
 from macllm.generation.request import SamplingParams
 from macllm.generation.sampling.sampler import Sampler
-from macllm.nn.protocol import LanguageModel
-from macllm.nn.state.cache import Cache
+from macllm.nn.protocol import LanguageModel, SelectingCache
 from macllm.ops.cross_entropy import cross_entropy
 from macllm.train.inference import evaluating
 
-_STEP = 512  # tokens of a prompt in one forward pass
+ROWS = 32  # answers sampled side by side, unless more are to one prompt
+_STEP = 512  # tokens of the prompts in one forward pass
 _MODEL_ITSELF = SamplingParams()  # other distributions would need their own log-probabilities in the loss
 
 
@@ -37,55 +36,98 @@ class SampledCompletion:
         return len(self.tokens)
 
 
-def sample_group(
-    model: LanguageModel, prompt: np.ndarray, seeds: Sequence[int], *, max_tokens: int, ends: Collection[int]
-) -> list[SampledCompletion]:
-    """One completion of `prompt` (P,) for each seed, from the model's own distribution.
+@dataclass(frozen=True)
+class SamplingTask:
+    """A prompt (P,) int32, a seed for each of its completions, and the most tokens of one."""
 
-    The prompt is read once for all. A completion is a function of the weights, the prompt, the number of seeds, its
-    place among them, and its own seed. Raises CheckpointError for logits that are not numbers.
+    prompt: np.ndarray
+    seeds: Sequence[int]
+    max_tokens: int
+
+
+def sample(
+    model: LanguageModel, asked: Sequence[SamplingTask], *, ends: Collection[int]
+) -> list[list[SampledCompletion]]:
+    """One completion for each seed of each prompt, from the model's own distribution.
+
+    A prompt is read once for all its completions; prompts of like length are read together. A completion is a function
+    of the weights, its own seed, and all prompts with the numbers of their seeds. Raises CheckpointError for logits
+    that are not numbers.
     """
-    count = len(seeds)
+    found: list[list[SampledCompletion]] = [[] for _ in asked]
     with evaluating(model):
-        cache, logits = _read(model, prompt, count)
-        samplers = [Sampler(_MODEL_ITSELF, seed, prompt.tolist(), logits.shape[-1]) for seed in seeds]
-        drawn, likely = np.zeros((max_tokens, count), np.int32), np.zeros((max_tokens, count), np.float32)
-        lengths = np.zeros(count, np.int64)
-        ended, stops = np.zeros(count, bool), np.array(sorted(ends), np.int64)
-        for step in range(max_tokens):
-            tokens = mx.stack([draw(logits[i], step) for i, draw in enumerate(samplers)]).astype(mx.int32)
-            log_probs = -cross_entropy(logits, tokens)
-            if step + 1 < max_tokens:
-                logits = model.logits(model.hidden(tokens[:, None], cache=cache))[:, -1]
-            mx.async_eval(logits)
-            drawn[step], likely[step] = np.array(tokens), np.array(log_probs)
-            if not np.isfinite(likely[step][~ended]).all():
-                raise not_finite("logits")
-            lengths[~ended] += 1
-            ended |= np.isin(drawn[step], stops)
-            if ended.all():
-                break
-        mx.eval(logits)  # the step in flight holds the cache
-    return [
-        SampledCompletion(drawn[:length, i].copy(), likely[:length, i].copy(), not done)
-        for i, (length, done) in enumerate(zip(lengths, ended, strict=True))
-    ]
+        for part in _parts(asked, batched=isinstance(model.make_cache(), SelectingCache)):
+            completions = iter(_sampled(model, [asked[i] for i in part], ends))
+            for i in part:
+                found[i] = [next(completions) for _ in asked[i].seeds]
+    return found
 
 
-def _read(model: LanguageModel, prompt: np.ndarray, count: int) -> tuple[Any, mx.array]:
-    """A cache of `count` rows that have read the prompt, and the logits (count, V) of the next token."""
-    cache = model.make_cache()
-    if not isinstance(cache, Cache):  # of a class of mlx-lm's: every row reads the prompt
-        tokens = mx.broadcast_to(mx.array(prompt)[None], (count, len(prompt)))
-        return cache, model.logits(model.hidden(tokens, cache=cache)[:, -1:])[:, -1]
-    reading = prefill(model, cache, prompt.tolist(), _STEP)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            logits = end.value
+def _parts(asked: Sequence[SamplingTask], *, batched: bool) -> Iterator[list[int]]:
+    """The prompts that are answered side by side, the longest first; one at a time unless `batched`."""
+    part: list[int] = []
+    rows = 0
+    for i in sorted(range(len(asked)), key=lambda i: -len(asked[i].prompt)):
+        if part and (not batched or rows + len(asked[i].seeds) > ROWS):
+            yield part
+            part, rows = [], 0
+        part.append(i)
+        rows += len(asked[i].seeds)
+    if part:
+        yield part
+
+
+def _sampled(model: LanguageModel, asked: Sequence[SamplingTask], ends: Collection[int]) -> list[SampledCompletion]:
+    """The completions of these prompts, one prompt after another."""
+    owners = [each for each in asked for _ in each.seeds]
+    cache, logits = _read(model, asked)
+    samplers = [Sampler(_MODEL_ITSELF, seed, each.prompt.tolist(), logits.shape[-1])
+                for each in asked for seed in each.seeds]  # fmt: skip
+    limits, stops = np.array([each.max_tokens for each in owners]), np.array(sorted(ends), np.int64)
+    drawn, likely = (np.zeros((limits.max(), len(owners)), kind) for kind in (np.int32, np.float32))
+    lengths, stopped = np.zeros(len(owners), np.int64), np.zeros(len(owners), bool)
+    rows = np.arange(len(owners))  # of the completions that the cache still holds
+    for step in range(limits.max()):
+        tokens = mx.stack([samplers[row](logits[i], step) for i, row in enumerate(rows)]).astype(mx.int32)
+        log_probs = -cross_entropy(logits, tokens)
+        if step + 1 < limits.max():
+            logits = model.logits(model.hidden(tokens[:, None], cache=cache))[:, -1]
+        mx.async_eval(logits)
+        drawn[step, rows], likely[step, rows] = np.array(tokens), np.array(log_probs)
+        open_ = ~stopped[rows] & (step < limits[rows])
+        if not np.isfinite(likely[step, rows[open_]]).all():
+            raise not_finite("logits")
+        lengths[rows[open_]] += 1
+        stopped[rows[open_]] = np.isin(drawn[step, rows[open_]], stops)
+        going = ~stopped[rows] & (step + 1 < limits[rows])
+        if not going.any():
             break
-    rows = [tuple(mx.repeat(array, count, axis=0) for array in layer.filled()) for layer in cache.layers]
-    repeated = cast("Cache", model.make_cache())
-    repeated.restore(rows, cache.length, [layer.head_dim for layer in cache.layers])
-    return repeated, mx.broadcast_to(logits[None], (count, logits.shape[-1]))
+        if 2 * going.sum() <= len(rows) and isinstance(cache, SelectingCache):
+            kept = np.flatnonzero(going).tolist()
+            cache.select(kept)
+            logits, rows = logits[mx.array(kept)], rows[going]
+    mx.eval(logits)  # the step in flight holds the cache
+    return [SampledCompletion(drawn[:length, i].copy(), likely[:length, i].copy(), not done)
+            for i, (length, done) in enumerate(zip(lengths, stopped, strict=True))]  # fmt: skip
+
+
+def _read(model: LanguageModel, asked: Sequence[SamplingTask]) -> tuple[Any, mx.array]:
+    """A cache with a row for each seed that has read its prompt, and the logits (N, V) of the next tokens."""
+    count, longest = [len(each.seeds) for each in asked], max(len(each.prompt) for each in asked)
+    padding = [longest - len(each.prompt) for each in asked]
+    prompts = np.stack([np.pad(each.prompt, (pads, 0)) for each, pads in zip(asked, padding, strict=True)])
+    rows = np.repeat(np.arange(len(asked)), count)
+    cache = model.make_cache(left_padding=padding) if any(padding) else model.make_cache()
+    repeats = isinstance(cache, SelectingCache)
+    if not repeats:  # of a class of mlx-lm's: every row reads the prompt
+        prompts = prompts[rows]
+    hidden = None
+    for start in range(0, longest, _STEP):
+        hidden = model.hidden(mx.array(prompts[:, start : start + _STEP]), cache=cache)
+        mx.eval(cache.state)
+    assert hidden is not None
+    logits = model.logits(hidden[:, -1:])[:, -1]
+    if repeats:
+        cache.select(rows.tolist())
+        logits = logits[mx.array(rows)]
+    return cache, logits

@@ -20,8 +20,8 @@ from .experience import AnswerGroup, Columns, Experience, Rollout
 class Learner(Protocol[B_co]):
     """An objective that learns from groups of answers."""
 
-    def answered(self, model: LanguageModel, prompts: Any, position: tuple[int, int]) -> list[AnswerGroup]:
-        """Rewarded answers to prompts; `position` is the rollout's number and the first prompt's in it."""
+    def answered(self, model: LanguageModel, batches: Sequence[Any], number: int) -> list[AnswerGroup]:
+        """Rewarded answers to the prompts of rollout `number`."""
         ...
 
     def credited(self, groups: Sequence[AnswerGroup]) -> list[list[Columns]]:
@@ -100,9 +100,8 @@ class Rollouts(Generic[B_co]):
         return [int(i) for i in divided[minibatch % len(divided)]]
 
     def _generated(self, number: int, model: nn.Module) -> Rollout:
-        groups: list[AnswerGroup] = []
-        for prompts in self._prompts.batches(number, model):
-            groups += self._learner.answered(cast("LanguageModel", model), prompts, (number, len(groups)))
+        prompts = list(self._prompts.batches(number, model))
+        groups = self._learner.answered(cast("LanguageModel", model), prompts, number)
         experiences = [
             Experience.of(group.prompt, completion, columns)
             for group, credit in zip(groups, self._learner.credited(groups), strict=True)
