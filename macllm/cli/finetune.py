@@ -7,6 +7,7 @@ import shlex
 import click
 
 from macllm.train.config import FinetuneConfig
+from macllm.train.config.objective import OBJECTIVES
 
 from . import names
 from .fetch import fetch
@@ -52,8 +53,9 @@ def start(config: FinetuneConfig, *, as_json: bool = False, restarts: int = REST
 
 def _use(config: FinetuneConfig, path: str) -> str:
     """The command or, for a head that classifies, the Python that uses the result of a run."""
-    if config.objective not in ("classify", "tag", "reward"):
-        answers = ["generate", "a source"] if config.objective == "seq2seq" else ["chat"]
+    made = OBJECTIVES[config.objective]
+    if made.head is None:
+        answers = ["generate", "a source"] if made.kind == "encoder-decoder" else ["chat"]
         return shlex.join(["macllm", *answers, *_flags(config, path)])
     loaded = f"{path!r}" if config.method == "full" else f"{config.model!r}, adapter={path!r}"
     return f"macllm.{config.objective}(*macllm.load({loaded}), [...]) in Python"

@@ -191,7 +191,7 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
     config = config.fitted(_parameters(model)).dated().pinned()
     objectives.check_kind(config, model.info)
     names = heads.prepare(cast("nn.Module", model), tokenizer, config)
-    objective = objectives.chosen(config, cast("nn.Module", model), names)
+    objective = objectives.chosen(config, cast("nn.Module", model), tokenizer, names)
     pack.bin_size(config, model, objective)  # refused before rows are read
     trained = _trainable(model, config)
     if config.method == "lora" and not config.keys:

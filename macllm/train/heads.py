@@ -16,12 +16,12 @@ from macllm.text.tokenizer import Tokenizer
 
 from . import data, rows
 from .config import FinetuneConfig
+from .config.objective import OBJECTIVES
 from .objectives.labelled import label_name
 from .rows import Label, PlainText, Row, TaggedWords
 
 log = logging.getLogger("macllm")
 
-_TASKS: dict[str, labels.Task] = {"classify": "sequence", "tag": "token", "reward": "sequence"}
 _REWARD = ("reward",)
 
 
@@ -31,7 +31,7 @@ def names_for(config: FinetuneConfig, own: Sequence[str] = ()) -> tuple[str, ...
     They are those of the rows, sorted, whole numbers by size; if the model's `own` are all that and more, these.
     Raises DataError for rows with fewer than two.
     """
-    if config.objective not in _TASKS:
+    if OBJECTIVES[config.objective].head is None:
         return ()
     if config.objective == "reward":
         return _REWARD
@@ -74,7 +74,7 @@ def prepare(model: nn.Module, tokenizer: Tokenizer, config: FinetuneConfig) -> t
 
     () for an objective without such a head. Raises UsageError for a family without one, and as `names_for`.
     """
-    task = _TASKS.get(config.objective)
+    task = OBJECTIVES[config.objective].head
     if task is None:
         return ()
     labels.check_support(cast(ModelInfo, model.info).config, task)

@@ -62,7 +62,7 @@ def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Gener
     vocab_size = min(filter(None, (model.info.vocab_size, model.info.source_vocab_size)))
     remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
     run.check_vocabulary(config.config, vocab_size, tokenizer.vocab_size, remedy)
-    objective = objectives.of_pretraining(config, tokenizer, model)
+    objective = objectives.chosen(config, model, tokenizer)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
     larger = f'a larger "vocab_size" in {config.config}'

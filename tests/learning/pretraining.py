@@ -108,7 +108,7 @@ def settings(folder: Path, objective: Any, steps: int) -> PretrainConfig:
 def measured(config: PretrainConfig, folder: Path) -> tuple[float, float, int]:
     """Loss of the held-out tokens, entropy of their frequencies, both in nats, and their number."""
     model, tokenizer = load(Path(config.output) / "model")
-    objective = objectives.of_pretraining(config, tokenizer, model)
+    objective = objectives.chosen(config, model, tokenizer)
     rows = [json.loads(line)["text"] for line in (folder / "valid.jsonl").read_text().splitlines()]
     once = [one.cut(0, LENGTH) for row in rows for one in objective.examples(PlainText(row, "valid"), tokenizer)]
     examples = once * DRAWS  # other tokens of each text

@@ -76,7 +76,7 @@ def learned(objective: str, reward: str, seed: int, steps: int, folder: Path) ->
     model = random_llama(vocab_size=TOKENS, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
     initialize(model, 0.1, seed)
     prompts = [PromptExample(pair, "rows", "", {"pair": pair.tolist()}) for pair in PROMPTS]
-    bound = chosen(config, model).bound(model, Endless())  # type: ignore[attr-defined]
+    bound = chosen(config, model, Endless()).bound(model, Endless())  # type: ignore[attr-defined]
     for _ in Trainer.of(model, bound, config, Dataset(prompts, [], Counts())).run():
         pass
     model.eval()

@@ -120,7 +120,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(objective: str, folder: Pa
 def test_sums_over_parts_of_a_batch_are_those_of_the_whole(objective: str, folder: Path) -> None:
     config = settings(folder, folder / "x", objective)
     model, tokenizer = checkpoint.load(config.model)
-    learned = objectives.chosen(config, model, heads.prepare(model, tokenizer, config))
+    learned = objectives.chosen(config, model, tokenizer, heads.prepare(model, tokenizer, config))
     rows = data.load(config, learned, tokenizer, model.info.context_length).train
 
     def sums(*parts: Any) -> dict[str, float]:
@@ -215,7 +215,7 @@ def test_long_texts_are_told_and_keep_their_closing_token(folder: Path, tmp_path
     assert prepared.truncated_rows > 10
     model, tokenizer = checkpoint.load(config.model)
     names = heads.prepare(model, tokenizer, config)
-    rows = data.load(config, objectives.chosen(config, model, names), tokenizer, model.info.context_length)
+    rows = data.load(config, objectives.chosen(config, model, tokenizer, names), tokenizer, model.info.context_length)
     assert {int(each.tokens[-1]) for each in rows.train} == {3}
     assert {int(each.tokens[0]) for each in rows.train} == {2}
     assert max(map(len, rows.train)) == 4

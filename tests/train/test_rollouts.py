@@ -56,7 +56,7 @@ def trainer(
     config = FinetuneConfig(data="rows", objective=objective, rewards=("a.py:even",), learning_rate=1e-2, **settings)  # type: ignore[arg-type]
     model = random_llama(vocab_size=VOCAB, num_hidden_layers=1)
     lora.apply(model, rank=2, alpha=4.0)
-    made: PolicyObjective = chosen(config, model)  # type: ignore[assignment]
+    made: PolicyObjective = chosen(config, model, Text())  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("macllm.train.objectives.policy.combined", lambda *_: Rewards({"even": reward}, [1.0]))
         made = made.bound(model, Text())

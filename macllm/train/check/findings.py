@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from macllm.errors import DataError
+from macllm.train.config.objective import OBJECTIVES, AnyObjective
 from macllm.train.rows import Chat, PlainText, Preference, PromptOnly, Row, TaggedWords, UnpairedPreference
 from macllm.train.turns import UnstableTemplateError
 from macllm.train.unused import has_unused_columns
@@ -18,12 +19,6 @@ from .report import Finding, Level
 from .split import CheckedSplit, RunSettings
 
 MOST_PLACES = 100
-# Kinds of rows that objectives learn from; those not listed take the ones of language modelling.
-_LEARNED = ("chat", "prompt and completion", "text")
-_TAKEN: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("dpo", "orpo", "simpo", "reward"), ("preference",)),
-    "kto": ("preference", "unpaired preference"),
-}
 _SHARE_LONGER = 0.6  # share of pairs with the longer answer chosen, above which length is told
 _SURE = 3.0  # standard deviations of a fair coin
 _LOPSIDED = 0.1  # share of the rarer label
@@ -46,18 +41,20 @@ def reading(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
             yield _errors(split, "unusable", "that cannot be encoded", errors, remedy)
 
 
-def kinds(splits: Sequence[CheckedSplit], objective: str = "sft") -> Iterator[Finding]:
+def kinds(splits: Sequence[CheckedSplit], objective: AnyObjective = "sft") -> Iterator[Finding]:
     """Kinds of rows that one run cannot mix, or that the objective does not learn from."""
     found: Counter[str] = Counter(row.kind for split in splits for row in split.rows)
-    others = [kind for kind in found if kind not in _TAKEN.get(objective, _LEARNED)]
+    taken = OBJECTIVES[objective].rows
+    others = [kind for kind in found if kind not in (each.kind for each in taken)]
     counted = ", ".join(f"{count_text(count)} {kind}" for kind, count in found.items())
     if others and len(found) > 1:
         places = [row.where for split in splits for row in split.rows if row.kind == min(found, key=found.__getitem__)]
         text = f"rows of kinds that no objective takes together: {counted}"
         yield _finding("error", "mixed-kinds", text, places, "one kind of row in a file")
         return
-    if others and objective in _TAKEN:
-        text, remedy = f"{counted} rows, and objective is {objective}", f"rows of kind {' or '.join(_TAKEN[objective])}"
+    if others and Chat not in taken:
+        text = f"{counted} rows, and objective is {objective}"
+        remedy = f"rows of kind {' or '.join(each.kind for each in taken)}"
         yield Finding("error", "other-objective", text, found[others[0]], remedy=remedy)
     elif others:
         use = next(row.use for split in splits for row in split.rows if hasattr(row, "use"))  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from . import context, distillation, expert, mlx_lm, preference, reinforcement, 
 from .context import ContextSettings, RopeScaling
 from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
 from .distillation import DistillationSettings
-from .objective import FinetuneObjective, unread
+from .objective import OBJECTIVES, FinetuneObjective, unread
 from .preference import PreferenceSettings
 from .rates import fitting
 from .reinforcement import ReinforcementSettings
@@ -109,7 +109,7 @@ class FinetuneConfig(
 
     def fitted(self, parameters: int) -> Self:
         """The config with default learning rate and epochs for a model with this number of parameters."""
-        _, rate, epochs = fitting(self.objective, parameters)
+        _, rate, epochs = fitting(OBJECTIVES[self.objective].rates, parameters)
         rate /= _LION_DIVISOR if self.optimizer == "lion" else 1
         rate /= _FULL_DIVISOR if self.method == "full" else 1
         return dataclasses.replace(

@@ -10,7 +10,7 @@ from macllm.hub.names import BUNDLED, bundled_folder
 
 from . import corruption, expert
 from .corruption import CorruptionSettings, TextToTextSettings
-from .objective import PretrainObjective, unread_in_pretraining
+from .objective import PretrainObjective, unread
 from .training import LongRows, TrainConfig
 from .values import refuse_set
 
@@ -48,7 +48,7 @@ class PretrainConfig(expert.ExpertSettings, TextToTextSettings, CorruptionSettin
 
     def _check_effects(self) -> None:
         super()._check_effects()
-        refuse_set(self, unread_in_pretraining(self.objective), f"objective is {self.objective}")
+        refuse_set(self, unread(self.objective), f"objective is {self.objective}")
 
     def _ranges(self) -> list[tuple[str, float, float]]:
         own = [("init_std", 0.0, 1e3), *corruption.RANGES, *corruption.TEXT_TO_TEXT_RANGES, *expert.RANGES]

@@ -9,11 +9,13 @@ import numpy as np
 
 from macllm.errors import DataError
 from macllm.nn.protocol import LabelingModel
+from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import PlainText, Row
 
 from .labelled import LabelBatch, Labelled, closing, collate_labelled, label_loss, label_name, summary
+from .parts import Parts
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,8 @@ class Classify:
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Accuracy and F1, the mean over labels."""
         return summary(means)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> Classify:
+    """The objective of a run."""
+    return Classify(parts.labels)

@@ -16,11 +16,13 @@ from macllm.nn.loss import token_losses
 from macllm.nn.protocol import LanguageModel, PackingModel
 from macllm.nn.routing import collecting
 from macllm.nn.segments import Segments
+from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.contract import Loss
 from macllm.train.render import Example, TextTokenizer, to_examples
 from macllm.train.rows import Row
 
-from .experts import ExpertLosses
+from .experts import ExpertLosses, expert_losses
+from .parts import Parts
 
 # Few distinct shapes let MLX reuse its buffers, at a cost of at most seven padding positions.
 _PAD_TO = 8
@@ -114,6 +116,11 @@ class CausalLM:
         real = np.arange(routed[0].logits.shape[1]) < batch.lengths[:, None]
         added, metrics = self.experts.loss(routed, mx.array(real.astype(np.float32)))
         return Loss(total + count * added, count, {name: count * metric for name, metric in metrics.items()})
+
+
+def of(config: FinetuneConfig | PretrainConfig, parts: Parts) -> CausalLM:
+    """The objective of a run. Raises UsageError for losses on experts that the model has none of."""
+    return CausalLM(config.mask_prompt, config.now, expert_losses(config, parts.model))
 
 
 def target_losses(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:

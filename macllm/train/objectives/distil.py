@@ -25,6 +25,7 @@ from macllm.train.rows import Row
 
 from .clm import Batch, collate, supervised
 from .divergence import Likeliest, compared, divergence, likeliest, log_softmax
+from .parts import Parts
 from .teacher import Taught, Teacher, taught
 
 
@@ -60,22 +61,6 @@ class Distil:
     first: bool = field(default=False, repr=False)
     mask_prompt: bool = True
     now: datetime | None = None
-
-    @classmethod
-    def of(cls, config: FinetuneConfig) -> Distil:
-        """The objective of a run. Raises UsageError for a teacher with another vocabulary than the student."""
-        return cls(
-            Teacher.of(config.teacher, config.model),
-            config.divergence,
-            config.jsd_weight,
-            config.distil_temperature,
-            config.data_weight,
-            config.teacher_top,
-            config.teacher_others,
-            config.teacher_first,
-            config.mask_prompt,
-            config.now,
-        )
 
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Example]:
         """The tokens of a row: one example, or one per turn if the template rewrites old turns."""
@@ -137,3 +122,19 @@ class Distil:
             found.append(likeliest(log_softmax(logits, self.temperature), self.top))
             mx.eval(found[-1])
         return Likeliest(*(mx.concatenate(list(parts)) for parts in zip(*found, strict=True)))
+
+
+def of(config: FinetuneConfig, parts: Parts) -> Distil:
+    """The objective of a run. Raises UsageError for a teacher with another vocabulary than the student."""
+    return Distil(
+        Teacher.of(config.teacher, config.model),
+        config.divergence,
+        config.jsd_weight,
+        config.distil_temperature,
+        config.data_weight,
+        config.teacher_top,
+        config.teacher_others,
+        config.teacher_first,
+        config.mask_prompt,
+        config.now,
+    )

@@ -21,6 +21,7 @@ from macllm.train.rows import Row
 
 from . import reference
 from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .parts import Parts
 
 _DISCOPOP_TAU = 0.05  # the paper's
 
@@ -181,3 +182,8 @@ class DPO:
         rewards = {"chosen_reward": mx.stop_gradient(chosen).sum(), "rejected_reward": mx.stop_gradient(rejected).sum()}
         metrics = margin_metrics(chosen, rejected, self.beta * reference.ROUNDING)
         return Loss(losses.sum(), float(len(batch)), metrics | rewards)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> DPO:
+    """The objective of a run."""
+    return DPO(config, config.now)

@@ -14,6 +14,7 @@ from macllm.train.rollouts.experience import AnswerGroup, Columns
 
 from .advantages import group_advantages
 from .clm import target_losses
+from .parts import Parts
 from .policy import PolicyBatch, PolicyObjective
 
 
@@ -78,3 +79,8 @@ class GRPO(PolicyObjective):
             per_token = per_token + config.kl_coefficient * divergence
             metrics["kl"] = batch.mean_per_row(divergence, rows)
         return Loss((per_token * mx.array(batch.scales)).sum(), float(len(batch)), metrics)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> GRPO:
+    """The objective of a run."""
+    return GRPO(config)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from macllm.train.alignment import TextTokenizer
+from macllm.train.config import PretrainConfig
 from macllm.train.contract import Loss
 from macllm.train.rows import Row
 
+from . import tokens
+from .parts import Parts
 from .seq2seq import TextToTextBatch, TextToTextModel, text_to_text_loss
 from .texts import Text, plain_text
 
@@ -43,6 +46,12 @@ class TextInfilling:
 
     def _corrupted(self, tokens: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return infilled(permuted(tokens, self.stops, random), self.mask_token, self.ratio, self.mean_length, random)
+
+
+def of(config: PretrainConfig, parts: Parts) -> TextInfilling:
+    """The objective of a run. Raises UsageError for a tokenizer without a mask token."""
+    stops = tokens.full_stops(parts.tokenizer) if config.permute_sentences else ()
+    return TextInfilling(tokens.mask(parts.tokenizer), stops, config.mask_ratio or 0.3, config.span_length)
 
 
 def permuted(tokens: np.ndarray, stops: Sequence[int], random: np.random.Generator) -> np.ndarray:

@@ -25,6 +25,7 @@ from . import reference
 from .clm import Batch, collate
 from .mismatch import joined, partners
 from .pairs import answer, log_probabilities, signs
+from .parts import Parts
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,11 @@ class KTO:
             "divergence": mx.array(batch.divergence * len(batch)),
         }
         return Loss((weights * mx.sigmoid(-margins)).sum(), float(len(batch)), metrics)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> KTO:
+    """The objective of a run."""
+    return KTO(config, config.now)
 
 
 def _mismatched(train: Sequence[Judged], valid: Sequence[Judged], seed: int) -> tuple[list[Judged], list[Judged]]:

@@ -12,9 +12,12 @@ import numpy as np
 from macllm.nn.info import ModelInfo
 from macllm.nn.loss import token_losses
 from macllm.train.alignment import TextTokenizer
+from macllm.train.config import PretrainConfig
 from macllm.train.contract import Loss
 from macllm.train.rows import Row
 
+from . import tokens
+from .parts import Parts
 from .texts import Text, padded, plain_text, within
 
 _AS_MASK, _AS_RANDOM = 0.8, 0.9  # below: masked; below: another token; above: unchanged
@@ -97,3 +100,10 @@ class MaskedLM:
         picked = hidden.reshape(-1, hidden.shape[-1])[mx.array(places)]
         losses = token_losses(model, picked, mx.array(targets.reshape(-1)[places]))
         return Loss(losses.sum(), float(len(places)))
+
+
+def of(config: PretrainConfig, parts: Parts) -> MaskedLM:
+    """The objective of a run. Raises UsageError for a tokenizer without a mask token."""
+    tokenizer = parts.tokenizer
+    special = tuple(sorted(tokenizer.special_ids))
+    return MaskedLM(tokens.mask(tokenizer), tokenizer.vocab_size, special, config.mask_ratio or 0.15)

@@ -11,11 +11,13 @@ import mlx.nn as nn
 import numpy as np
 
 from macllm.nn.protocol import LanguageModel
+from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import Row
 
 from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .parts import Parts
 
 _LN2 = float(np.log(2.0))
 _NEAREST = -float(np.finfo(np.float32).eps)  # the log-probability closest to 0 with finite odds
@@ -48,6 +50,11 @@ class ORPO:
         ratio = _log_odds(chosen) - _log_odds(rejected)
         losses = -chosen - self.beta * nn.log_sigmoid(ratio)
         return Loss(losses.sum(), float(len(batch)), margin_metrics(chosen, rejected))
+
+
+def of(config: FinetuneConfig, parts: Parts) -> ORPO:
+    """The objective of a run."""
+    return ORPO(config.beta or 0.1, config.now)
 
 
 def _log_odds(log_p: mx.array) -> mx.array:

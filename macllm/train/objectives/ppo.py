@@ -19,6 +19,7 @@ from macllm.train.rollouts.experience import AnswerGroup, Columns
 
 from .advantages import generalized, whitened
 from .clm import Batch, supervised
+from .parts import Parts
 from .policy import PolicyBatch, PolicyObjective
 from .value_head import attach_value_head, value_head
 
@@ -108,3 +109,8 @@ class PPO(PolicyObjective):
             metrics["kl"] = batch.mean_per_row(batch.column("old") - batch.column("reference"), rows)
         weighted = (policy + config.value_coefficient * value) * mx.array(batch.scales)
         return Loss(weighted.sum(), float(len(batch)), metrics)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> PPO:
+    """The objective of a run."""
+    return PPO(config)

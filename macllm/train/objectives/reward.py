@@ -17,12 +17,14 @@ from macllm.generation.prompt import check_pair
 from macllm.nn.protocol import LabelingModel
 from macllm.text.messages import kind_of
 from macllm.text.tokenizer import Tokenizer
+from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer, to_examples
 from macllm.train.rows import PlainText, Preference, Row
 
 from .labelled import LabelBatch, Labelled, collate_labelled, logits_of
 from .pairs import Pair, answer, halves, margin_metrics, to_pair
+from .parts import Parts
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Reward:
         if self.centering:
             losses = losses + self.centering * mx.square(chosen + rejected)
         return Loss(losses.sum(), float(len(batch.margins)), margin_metrics(chosen, rejected))
+
+
+def of(config: FinetuneConfig, parts: Parts) -> Reward:
+    """The objective of a run."""
+    return Reward(config.centering, config.now)
 
 
 def reward(

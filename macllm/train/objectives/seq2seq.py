@@ -13,9 +13,11 @@ from macllm.errors import DataError, UsageError
 from macllm.nn.info import ModelInfo
 from macllm.nn.loss import token_losses
 from macllm.train.alignment import TextTokenizer
+from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.contract import Loss
 from macllm.train.rows import PromptCompletion, Row
 
+from .parts import Parts
 from .texts import Text, framed, padded, within
 
 
@@ -125,6 +127,11 @@ class TextToText:
     def loss(self, model: TextToTextModel, batch: TextToTextBatch) -> Loss:
         """The loss of `text_to_text_loss`; that of evaluation is without smoothing."""
         return text_to_text_loss(model, batch, self.smoothing if model.training else 0.0)
+
+
+def of(config: FinetuneConfig | PretrainConfig, parts: Parts) -> TextToText:
+    """The objective of a run."""
+    return TextToText(config.label_smoothing_factor)
 
 
 _CAUSE = "text to text learns from a source and a target, both texts"

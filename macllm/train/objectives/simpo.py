@@ -11,11 +11,13 @@ import mlx.nn as nn
 import numpy as np
 
 from macllm.nn.protocol import LanguageModel
+from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import Row
 
 from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .parts import Parts
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,8 @@ class SimPO:
         chosen, rejected = halves(self.beta * sums / mx.maximum(counts, 1))
         losses = -nn.log_sigmoid(chosen - rejected - self.gamma)
         return Loss(losses.sum(), float(len(batch)), margin_metrics(chosen, rejected))
+
+
+def of(config: FinetuneConfig, parts: Parts) -> SimPO:
+    """The objective of a run."""
+    return SimPO(config.beta or 2.0, config.gamma, config.now)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from macllm.train.alignment import TextTokenizer
+from macllm.train.config import PretrainConfig
 from macllm.train.contract import Loss
 from macllm.train.rows import Row
 
+from . import tokens
+from .parts import Parts
 from .seq2seq import TextToTextBatch, TextToTextModel, text_to_text_loss
 from .texts import Text, plain_text
 
@@ -55,6 +58,11 @@ class SpanCorruption:
         source += text.inner[at:].tolist()
         target += free[len(spans) : len(spans) + 1]
         return text.around(source), text.around(target)
+
+
+def of(config: PretrainConfig, parts: Parts) -> SpanCorruption:
+    """The objective of a run. Raises UsageError for a tokenizer without sentinels."""
+    return SpanCorruption(tokens.sentinels(parts.tokenizer), config.mask_ratio or 0.15, config.span_length)
 
 
 def noise_spans(

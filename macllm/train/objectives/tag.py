@@ -10,11 +10,13 @@ import numpy as np
 from macllm.errors import DataError
 from macllm.nn.protocol import LabelingModel
 from macllm.text.words import word_tokens
+from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import Row, TaggedWords
 
 from .labelled import LabelBatch, Labelled, closing, collate_labelled, label_loss, label_name, summary
+from .parts import Parts
 
 _OUTSIDE = "O"  # the label of words outside of all spans in CoNLL's files
 
@@ -64,3 +66,8 @@ class Tag:
         """Accuracy and F1 over words: of all labels but O if that is one, else the mean over labels."""
         outside = self.names.index(_OUTSIDE) if _OUTSIDE in self.names else None
         return summary(means, outside)
+
+
+def of(config: FinetuneConfig, parts: Parts) -> Tag:
+    """The objective of a run."""
+    return Tag(parts.labels)
