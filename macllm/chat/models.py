@@ -18,7 +18,7 @@ from macllm.hub import CachedModel, Description, ModelName, cache_folder, list_m
 from macllm.hub.catalogue import Recommended, best_for, catalogue
 from macllm.hub.files import model_files, problem_of
 from macllm.hub.fit import Fit, fit, memory_limit
-from macllm.hub.names import BUNDLED
+from macllm.hub.names import BUNDLED, is_bundled
 from macllm.hub.places import adapter_folders, is_adapter, model_folders, ollama_models
 from macllm.hub.shape import ModelShape, read_shape
 from macllm.hub.speeds import Measurements, ModelSpeed
@@ -134,13 +134,13 @@ def described(found: Description) -> UsableModel:
 
 
 def first_offer(model: str | None) -> list[UsableModel]:
-    """Recommended models that fit, best first, at a first start with the bundled model alone; else none.
+    """Recommended models that fit, best first, at a first start with the bundled models alone; else none.
 
     `model` is the one that the user named. See `remember_offer`.
     """
     if model not in (None, BUNDLED) or _offered().exists():
         return []
-    if any(found.name != BUNDLED for found in list_models()):
+    if not all(is_bundled(found.name) for found in list_models()):
         return []
     if any(_problem(folder) is None for folder in model_folders()):  # GGUF files are no models to chat with here
         return []
@@ -194,13 +194,14 @@ def _chosen(name: str, models: Sequence[UsableModel], what: str) -> UsableModel:
 
 
 def _cached(model: CachedModel, measured: Measurements, memory: int) -> UsableModel:
-    name = BUNDLED if model.name == BUNDLED else str(ModelName(model.name, model.revision))
+    bundled = is_bundled(model.name)
+    name = model.name if bundled else str(ModelName(model.name, model.revision))
     if is_adapter(model.path):
         return _adapter(model.path, model.name, str(model.path))
     return _model(
         UsableModel(
             name,
-            "bundled" if model.name == BUNDLED else "cached",
+            "bundled" if bundled else "cached",
             model.size_bytes,
             problem=model.problem,
             path=model.path,

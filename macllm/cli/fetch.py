@@ -52,9 +52,9 @@ def fetch_tokenizer(name: str) -> Path:
 def get(name: str) -> Path:
     """The folder of a model, updated to the hub's current revision unless offline."""
     from macllm.hub import download, resolve
-    from macllm.hub.names import BUNDLED, is_offline, local_folder
+    from macllm.hub.names import is_bundled, is_offline, local_folder
 
-    if name == BUNDLED or is_offline() or local_folder(name):
+    if is_bundled(name) or is_offline() or local_folder(name):
         return resolve(name)
     return _with_progress(name, lambda progress: download(name, progress=progress))
 

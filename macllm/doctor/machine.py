@@ -187,10 +187,10 @@ def _disk() -> Facts:
 
 def _paths() -> Facts:
     from macllm.hub import cache_folder, list_models
-    from macllm.hub.names import BUNDLED, endpoint, is_offline
+    from macllm.hub.names import endpoint, is_bundled, is_offline
     from macllm.ops.cpu.build import cache_folder as kernel_cache
 
-    models = [model for model in list_models() if model.name != BUNDLED]
+    models = [model for model in list_models() if not is_bundled(model.name)]
     return {
         "model_cache": str(cache_folder()),
         "cached_models": len(models),

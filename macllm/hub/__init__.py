@@ -16,7 +16,17 @@ from macllm.errors import ModelNotFoundError, UsageError
 from . import cache
 from .cache import CachedModel, FileCheck
 from .files import model_files, refuse_pointers
-from .names import BUNDLED, ModelName, bundled_folder, cache_folder, is_offline, local_folder, parse_name
+from .names import (
+    BUNDLED,
+    ModelName,
+    bundled_folder,
+    bundled_models,
+    cache_folder,
+    is_bundled,
+    is_offline,
+    local_folder,
+    parse_name,
+)
 from .snapshot import DownloadProgress
 from .transfer import UnreachableError
 
@@ -65,13 +75,13 @@ def resolve(
     offline: bool | None = None,
     progress: Callable[[DownloadProgress], None] | None = None,
 ) -> Path:
-    """The folder of a model: a folder, "org/name", "org/name@revision", or (None) the bundled model.
+    """The folder of a model: a folder, "org/name", "org/name@revision", a bundled one, or (None) maclet.
 
     A complete model in the cache is used without a request to the hub (`download` checks for updates). `offline`
     None follows HF_HUB_OFFLINE. Raises UsageError, ModelNotFoundError, NetworkError, DoesNotFitError.
     """
-    if name is None or name == BUNDLED:
-        return bundled_folder()
+    if name is None or is_bundled(name):
+        return bundled_folder(name or BUNDLED)
     if folder := local_folder(str(name)):
         refuse_pointers(folder)
         return folder
@@ -100,7 +110,7 @@ def resolve_tokenizer(
     name: str | Path | None = None, *, progress: Callable[[DownloadProgress], None] | None = None
 ) -> Path:
     """As `resolve`, but a model that is not on this machine is downloaded without its weights."""
-    if name is not None and name != BUNDLED and local_folder(str(name)) is None:
+    if name is not None and not is_bundled(name) and local_folder(str(name)) is None:
         parsed = parse_name(str(name))
         found = cache.find(parsed)
         if found is not None and cache.has_all_but_weights(found):
@@ -140,13 +150,12 @@ def download(
 
 
 def list_models() -> list[CachedModel]:
-    """The bundled model and all of the cache, unfinished downloads included (see `CachedModel.problem`)."""
-    try:
-        folder = bundled_folder()
-    except ModelNotFoundError:
-        return cache.models()
-    size = sum(size for _, size in model_files(folder))
-    return [CachedModel(BUNDLED, "bundled", "", folder, size), *cache.models()]
+    """The bundled models and all of the cache, unfinished downloads included (see `CachedModel.problem`)."""
+    bundled = [
+        CachedModel(name, "bundled", "", folder, sum(size for _, size in model_files(folder)))
+        for name, folder in bundled_models().items()
+    ]
+    return [*bundled, *cache.models()]
 
 
 def remove(name: str) -> int:
@@ -154,7 +163,7 @@ def remove(name: str) -> int:
 
     Raises ModelNotFoundError, and UsageError for anything that is not in the cache.
     """
-    if name == BUNDLED or local_folder(name) is not None:
+    if is_bundled(name) or local_folder(name) is not None:
         raise UsageError(
             f"{name} is not in the cache",
             cause="only downloaded models can be removed",
@@ -168,8 +177,8 @@ def describe(name: str | None = None, *, offline: bool | None = None) -> Descrip
 
     Raises: as `resolve`.
     """
-    if name is None or name == BUNDLED:
-        return _described(BUNDLED, "bundled", "", bundled_folder())
+    if name is None or is_bundled(name):
+        return _described(name or BUNDLED, "bundled", "", bundled_folder(name or BUNDLED))
     if folder := local_folder(name):
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelNotFoundError(
@@ -201,9 +210,9 @@ def verify(name: str, *, repair: bool = False) -> Iterator[FileCheck]:
     """Check the files of a cached model against their hashes, one by one.
 
     With `repair`, damaged files are deleted from the cache, so that the next `download` fetches them.
-    Raises ModelNotFoundError, and UsageError for models without hashes (folders, the bundled one).
+    Raises ModelNotFoundError, and UsageError for models without hashes (folders, bundled ones).
     """
-    if name == BUNDLED or local_folder(name) is not None:
+    if is_bundled(name) or local_folder(name) is not None:
         raise UsageError(
             f"{name} has no hashes to check against",
             cause="only downloaded models have hashes",

@@ -20,7 +20,7 @@ from macllm.errors import MacllmError, ModelNotFoundError, UsageError
 from macllm.files import read_json, write_json
 
 from .files import RepoFile, is_stray, is_weights, problem_of
-from .names import BUNDLED, ModelName, cache_folder
+from .names import ModelName, bundled_models, cache_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -101,7 +101,7 @@ def similar_names(repo: str) -> list[str]:
     """Names of models on this machine that are similar to this one."""
     from difflib import get_close_matches
 
-    names = sorted({BUNDLED, *(model.name for model in models())})
+    names = sorted({*bundled_models(), *(model.name for model in models())})
     by_tail = {name.rpartition("/")[2].lower(): name for name in names}
     close = get_close_matches(repo, names, n=3, cutoff=0.7)
     tails = get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,12 @@ from typing import ClassVar
 from macllm.errors import ModelNotFoundError, UsageError
 
 BUNDLED = "maclet"
+_FOLDERS = {  # of the models that come with macllm, in its package of models
+    BUNDLED: "maclet",
+    "maclet-encoder": "siblings/encoder",
+    "maclet-text2text": "siblings/text2text",
+    "maclet-moe": "siblings/moe",
+}
 DEFAULT_REVISION = "main"
 PUBLIC_ENDPOINT = "https://huggingface.co"
 
@@ -88,7 +95,8 @@ def local_folder(text: str) -> Path | None:
             remedy="use such a folder",
         )
     if _looks_like_path(text):
-        bundled = f"; the bundled model is {BUNDLED}, without a path" if path.name.lower() == BUNDLED else ""
+        name = path.name.lower()
+        bundled = f"; the bundled model is {name}, without a path" if is_bundled(name) else ""
         raise ModelNotFoundError(
             f"the folder {path} does not exist",
             remedy=f"check the path{bundled}; `macllm models ls` lists downloaded models",
@@ -96,17 +104,31 @@ def local_folder(text: str) -> Path | None:
     return None
 
 
-def bundled_folder() -> Path:
-    """The folder of the bundled model; raises ModelNotFoundError if it is not installed."""
+def is_bundled(name: object) -> bool:
+    """True for the name of a model that comes with macllm: maclet or one of its siblings."""
+    return isinstance(name, str) and name in _FOLDERS
+
+
+def bundled_folder(name: str | Path = BUNDLED) -> Path:
+    """The folder of a model that comes with macllm; raises ModelNotFoundError if it is not installed."""
     package = find_spec("macllm_models")
-    folder = Path(*(package.submodule_search_locations or ())[:1] if package else (), BUNDLED)
+    folder = Path(*(package.submodule_search_locations or ())[:1] if package else (), _FOLDERS[str(name)])
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
-            f"the bundled model {BUNDLED} is not installed",
+            f"the bundled model {name} is not installed",
             cause=f"{folder / 'config.json'} does not exist",
             remedy="install macllm again, or name another model with --model",
         )
     return folder
+
+
+def bundled_models() -> dict[str, Path]:
+    """Names and folders of the models that come with macllm, those installed, maclet first."""
+    found = {}
+    for name in _FOLDERS:
+        with suppress(ModelNotFoundError):
+            found[name] = bundled_folder(name)
+    return found
 
 
 def endpoint() -> str:

@@ -19,7 +19,7 @@ from macllm.units import bytes_text
 
 from .cache import repo_folder, similar_names, write_plan
 from .files import INDEX_NAME, Listing, RepoFile, is_weights, needed_files
-from .names import BUNDLED, ModelName, cache_folder
+from .names import ModelName, cache_folder, is_bundled
 from .transfer import Hub
 from .waiting import POLL_SECONDS, OnWait, slept
 
@@ -46,7 +46,7 @@ def plan(name: ModelName, on_wait: OnWait = lambda: None) -> tuple[Hub, Listing,
     try:
         listing = hub.listing()
     except (ModelNotFoundError, NetworkError) as error:
-        near = [each for each in similar_names(name.repo) if each == BUNDLED or isinstance(error, ModelNotFoundError)]
+        near = [each for each in similar_names(name.repo) if is_bundled(each) or isinstance(error, ModelNotFoundError)]
         if near:
             remedy = f"did you mean {' or '.join(near)}, which is on this machine? Else {error.remedy}"
             raise type(error)(error.message, cause=error.cause, remedy=remedy) from error

@@ -13,7 +13,7 @@ HOME = Path(__file__).parent
 
 
 def bundle(trained: Path, home: Path = HOME) -> Path:
-    """Write `model.safetensors` into `home`. Raises: ValueError if the run does not match its config."""
+    """Write `model.safetensors` into `home`. Raises: ValueError if the run does not match the files there."""
     import mlx.core as mx
 
     from macllm.weights.safetensors import load_folder, save_folder
@@ -23,10 +23,18 @@ def bundle(trained: Path, home: Path = HOME) -> Path:
     differing = sorted(name for name in ours.keys() | theirs.keys() if theirs.get(name) != ours.get(name))
     if set(differing) - free:
         raise ValueError(f"{trained} is not of the shape in {home / 'config.json'}: {', '.join(differing)}")
-    if (trained / "tokenizer.model").read_bytes() != (home / "tokenizer.model").read_bytes():
+    if any((trained / path.name).read_bytes() != path.read_bytes() for path in _tokenizers(home)):
         raise ValueError(f"{trained} was trained with another tokenizer than the one in {home}")
     save_folder({name: tensor.astype(mx.float16) for name, tensor in load_folder(trained).items()}, home)
     return home / "model.safetensors"
+
+
+def _tokenizers(folder: Path) -> list[Path]:
+    """The files of the tokenizer. Raises: ValueError if there is none."""
+    found = [folder / name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
+    if not found:
+        raise ValueError(f"{folder} has no tokenizer")
+    return found
 
 
 def main() -> None:

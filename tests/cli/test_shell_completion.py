@@ -16,6 +16,7 @@ from macllm.chat.store import Store
 from macllm.cli import COMMANDS, main
 from macllm.cli.completion import SHELLS
 from macllm.config.settings import config_path
+from macllm.hub.names import bundled_models
 from tests.tui.test_plain import Terminal
 
 
@@ -49,7 +50,7 @@ def test_commands_flags_and_names_are_completed(
     assert offered("macllm ch", monkeypatch, capsys) == ["chat", "chats"]
     assert set(offered("macllm ", monkeypatch, capsys)) >= set(COMMANDS)
     assert "--model" in offered("macllm generate --mo", monkeypatch, capsys)
-    assert offered("macllm chat -m ma", monkeypatch, capsys) == ["maclet"]
+    assert offered("macllm chat -m ma", monkeypatch, capsys) == list(bundled_models())
     assert offered("macllm chat -m ./", monkeypatch, capsys) == ["./"]  # a folder
     assert offered("macllm chat --preset c", monkeypatch, capsys) == ["code"]
     assert offered("macllm config set sampling.temp", monkeypatch, capsys) == ["sampling.temperature"]

@@ -104,6 +104,31 @@ def test_the_bundled_model_has_a_name_and_is_the_default(tmp_path, monkeypatch):
         hub.remove("maclet")
 
 
+def test_a_sibling_of_the_bundled_model_is_found_by_its_name_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "find_spec", lambda package: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with pytest.raises(ModelNotFoundError, match="the bundled model maclet-encoder is not installed"):
+        hub.resolve("maclet-encoder")
+    assert hub.list_models() == []
+    for folder in ("maclet", "siblings/encoder"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text('{"model_type": "bert"}')
+    for resolve in (hub.resolve, hub.resolve_tokenizer):
+        assert resolve("maclet-encoder") == tmp_path / "siblings" / "encoder"
+    assert [model.name for model in hub.list_models()] == ["maclet", "maclet-encoder"]
+    found = hub.describe("maclet-encoder")
+    assert (found.name, found.config) == ("maclet-encoder", {"model_type": "bert"})
+    for refused in (hub.remove, lambda name: next(hub.verify(name))):
+        with pytest.raises(UsageError, match="maclet-encoder"):
+            refused("maclet-encoder")
+    with pytest.raises(ModelNotFoundError, match="maclet-encoder") as error:
+        hub.resolve("maclet-encodr", offline=True)
+    assert "maclet-encoder" in error.value.remedy
+    with pytest.raises(ModelNotFoundError) as error:
+        hub.resolve("./maclet-encoder")
+    assert "the bundled model is maclet-encoder, without a path" in error.value.remedy
+
+
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from macllm_models import making
 from macllm_models.maclet import exam, make_data, remake
 from macllm_models.maclet.evaluate import words
 from macllm_models.maclet.exam import Exam, Marked, Question
@@ -238,11 +239,11 @@ def test_curves_and_report_are_written_between_the_marks_of_the_card(tmp_path: P
     events = [{"event": "Step", "step": step, "loss": 8 - step / 100} for step in range(10, 610, 10)]
     events += [{"event": "Evaluated", "step": step, "loss": 8 - step / 90} for step in (0, 300, 600)]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
-    text = remake.curves(tmp_path / "metrics.jsonl")
+    text = making.curves(tmp_path / "metrics.jsonl")
     assert "| 600 | 2.000 | 1.333 |" in text
     assert "loss 7.900 to 2.000" in text
     card = (remake.HOME / "card.md").read_text(encoding="utf-8")
-    changed = remake.written(card, text)
+    changed = making.written(card, text)
     assert text in changed
     assert changed.startswith(card.partition("<!-- measured -->")[0])
     assert changed.endswith(card.partition("<!-- /measured -->")[2])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
-from macllm.hub.names import BUNDLED, bundled_folder
+from macllm.hub.names import bundled_folder, is_bundled
 
 from . import corruption, expert
 from .corruption import CorruptionSettings, TextToTextSettings
@@ -23,7 +23,7 @@ class PretrainConfig(expert.ExpertSettings, TextToTextSettings, CorruptionSettin
         PretrainObjective, "clm; of an encoder mlm; of an encoder with a decoder span (T5), infill (BART), or seq2seq"
     ] = "clm"
     config: Annotated[str, "config.json of the model"] = "config.json"
-    tokenizer: Annotated[str, "folder with the tokenizer's files; maclet: the bundled model's"] = "."
+    tokenizer: Annotated[str, "folder with the tokenizer's files, or a bundled model such as maclet"] = "."
     output: Annotated[str, "the run's folder: the checkpoint in model/, snapshots, metrics"] = "run"
     init_std: Annotated[float, "standard deviation of the initial weights"] = 0.02
     learning_rate: Annotated[float, "peak learning rate"] = 1e-3
@@ -38,13 +38,13 @@ class PretrainConfig(expert.ExpertSettings, TextToTextSettings, CorruptionSettin
 
     @classmethod
     def _is_path(cls, name: str, value: Any, folder: Path) -> bool:
-        return super()._is_path(name, value, folder) and not (name == "tokenizer" and value == BUNDLED)
+        return super()._is_path(name, value, folder) and not (name == "tokenizer" and is_bundled(value))
 
     @property
     def tokenizer_folder(self) -> Path:
         """The folder with the tokenizer's files."""
-        bundled = self.tokenizer == BUNDLED and not Path(BUNDLED).is_dir()
-        return bundled_folder() if bundled else Path(self.tokenizer)
+        bundled = is_bundled(self.tokenizer) and not Path(self.tokenizer).is_dir()
+        return bundled_folder(self.tokenizer) if bundled else Path(self.tokenizer)
 
     def _check_effects(self) -> None:
         super()._check_effects()
