@@ -26,7 +26,7 @@ from macllm.errors import CheckpointError, MacllmError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .config import TrainConfig
-from .config.training import INPUTS
+from .config.data import INPUTS
 from .contract import AnyBatch, Arrays, Loss, OptimizerState
 from .spikes import Watch
 

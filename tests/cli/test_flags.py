@@ -115,8 +115,8 @@ def test_every_setting_has_a_flag_that_sets_it(
         if isinstance(field.default, bool | None):
             changed = not field.default
             arguments = [flag if changed else flag.replace("--", "--no-", 1)]
-        elif field.name in config._choices and field.name != "objective":
-            changed = next(choice for choice in config._choices[field.name] if choice != field.default)
+        elif field.name in config.choices() and field.name != "objective":
+            changed = next(choice for choice in config.choices()[field.name] if choice != field.default)
             arguments = [flag, changed]
         elif isinstance(field.default, int | float):
             changed = 0.25 if isinstance(field.default, float) and field.name != "span_length" else 8

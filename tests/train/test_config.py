@@ -141,7 +141,7 @@ def test_finetune_takes_every_field_of_its_config_as_a_keyword() -> None:
     parameters = inspect.signature(macllm.finetune).parameters
     types = get_type_hints(FinetuneConfig)
     keywords = {name: one for name, one in get_type_hints(macllm.finetune).items() if name in types}
-    assert parameters.keys() - {"config", "on_event"} == types.keys() - {"_NO_EFFECT_ON_WEIGHTS", "_choices", "_folder"}
+    assert parameters.keys() - {"config", "on_event"} == {field.name for field in dataclasses.fields(FinetuneConfig)}
     for name, kind in keywords.items():
         field = Sequence[str] if types[name] == tuple[str, ...] else types[name]
         assert kind == field | None, name

@@ -15,7 +15,7 @@ import pytest
 
 from macllm.train import finetune, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
-from macllm.train.config.training import INPUTS
+from macllm.train.config.data import INPUTS
 from tests.train.recipes import write_recipe, write_texts
 
 # Settings with which the runs are made, each after the other. A field that is read only together with another one

@@ -5,14 +5,17 @@ Every field has its documentation in its annotation, which the command line prin
 
 from __future__ import annotations
 
+from .adapter import Method
 from .context import RopeScaling
+from .data import LongRows
 from .distillation import Divergence, OtherTokens
-from .finetune import FinetuneConfig, Method
+from .finetune import FinetuneConfig
 from .objective import FinetuneObjective, PretrainObjective
-from .optimizer import OptimizerName
+from .optimizer import OptimizerName, Schedule
 from .preference import PreferenceLoss, Reference
 from .pretrain import PretrainConfig
-from .training import SETTINGS_NAME, LongRows, Schedule, Select, TrainConfig
+from .snapshots import Select
+from .training import SETTINGS_NAME, TrainConfig
 
 __all__ = [
     "SETTINGS_NAME",

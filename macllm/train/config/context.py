@@ -7,14 +7,21 @@ from typing import Annotated, Literal
 
 from macllm.errors import UsageError
 
+from .group import MOST, SettingGroup
 from .values import refuse_set
 
 RopeScaling = Literal["keep", "linear", "yarn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextSettings:
+class ContextSettings(SettingGroup):
     """Settings of full fine-tuning for a longer context; the new model's config.json has them."""
+
+    SUBJECT = "Longer context"
+    RANGES = (
+        ("context_length", 0, MOST),
+        ("rope_theta", 0.0, 1e12),
+    )
 
     context_length: Annotated[int, "full: longest context of the new model, in tokens; 0: the model's"] = 0
     rope_scaling: Annotated[
@@ -28,9 +35,6 @@ class ContextSettings:
     def extends(self) -> bool:
         """True if the config of the model changes."""
         return bool(self.context_length or self.rope_theta)
-
-
-RANGES = [("context_length", 0, 2.0**31), ("rope_theta", 0.0, 1e12)]
 
 
 def check(settings: ContextSettings, full: bool) -> None:

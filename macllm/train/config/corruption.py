@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from .group import SettingGroup
+
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptionSettings:
+class CorruptionSettings(SettingGroup):
     """Settings of objectives that restore a corrupted text."""
+
+    SUBJECT = "Corruption of texts"
+    RANGES = (
+        ("mask_ratio", 0.0, 0.9),
+        ("span_length", 1.0, 1e3),
+    )
 
     mask_ratio: Annotated[float, "mlm, span, infill: share of the tokens to restore; 0: 0.15, infill 0.3"] = 0.0
     span_length: Annotated[float, "span, infill: mean length of a span to restore, in tokens"] = 3.0
@@ -16,11 +24,10 @@ class CorruptionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToTextSettings:
+class TextToTextSettings(SettingGroup):
     """Settings of text to text."""
 
+    SUBJECT = "Text to text"
+    RANGES = (("label_smoothing_factor", 0.0, 0.9),)
+
     label_smoothing_factor: Annotated[float, "seq2seq: share of the probability that is spread over all tokens"] = 0.0
-
-
-RANGES = [("mask_ratio", 0.0, 0.9), ("span_length", 1.0, 1e3)]
-TEXT_TO_TEXT_RANGES = [("label_smoothing_factor", 0.0, 0.9)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from macllm.errors import UsageError
 
+from .group import SettingGroup
 from .values import refuse_set
 
 Divergence = Literal["forward", "reverse", "jsd"]
@@ -14,8 +15,16 @@ OtherTokens = Literal["bucket", "left-out"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSettings:
+class DistillationSettings(SettingGroup):
     """Settings of distillation."""
+
+    SUBJECT = "Distillation"
+    RANGES = (
+        ("jsd_weight", 1e-6, 1 - 1e-6),
+        ("distil_temperature", 0.01, 100.0),
+        ("data_weight", 0.0, 0.999),
+        ("teacher_top", 0, 1e6),
+    )
 
     teacher: Annotated[str, "distil: the checkpoint to learn from, a folder or a name on the hub; empty: none"] = ""
     divergence: Annotated[
@@ -31,15 +40,6 @@ class DistillationSettings:
     teacher_first: Annotated[
         bool, "distil: run the teacher before training, and keep its teacher_top tokens on disk"
     ] = False
-
-
-CHOICES = {"divergence": get_args(Divergence), "teacher_others": get_args(OtherTokens)}
-RANGES = [
-    ("jsd_weight", 1e-6, 1 - 1e-6),
-    ("distil_temperature", 0.01, 100.0),
-    ("data_weight", 0.0, 0.999),
-    ("teacher_top", 0, 1e6),
-]
 
 
 def check(config: Any, distils: bool) -> None:

@@ -5,89 +5,56 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from macllm.errors import UsageError
 
-from . import context, distillation, expert, mlx_lm, preference, reinforcement, reward
-from .context import ContextSettings, RopeScaling
-from .corruption import TEXT_TO_TEXT_RANGES, TextToTextSettings
+from . import context, distillation, mlx_lm, preference, reinforcement
+from .adapter import AdapterSettings
+from .context import ContextSettings
+from .corruption import TextToTextSettings
 from .distillation import DistillationSettings
+from .expert import ExpertSettings
+from .group import Range
 from .objective import OBJECTIVES, FinetuneObjective, unread
 from .preference import PreferenceSettings
 from .rates import fitting
 from .reinforcement import ReinforcementSettings
-from .training import SMALLEST, TrainConfig
+from .reward import RewardSettings
+from .training import TrainConfig
 from .values import refuse_set
 
 _FULL_DIVISOR = 10  # LoRA learns best at ten times the rate (Schulman et al. 2025, LoRA Without Regret)
 _LION_DIVISOR = 5  # arXiv:2302.06675 has rates of a third to a tenth of AdamW's
 
 
-Method = Literal["lora", "full"]
-# Settings of adapters, which full fine-tuning has none of.
-_OF_ADAPTERS = ("rank", "alpha", "use_rslora", "use_dora", "dropout", "keys", "modules_to_save", "lora_plus_ratio")
-
-
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
+    AdapterSettings,
     ContextSettings,
     ReinforcementSettings,
-    reward.RewardSettings,
+    RewardSettings,
     DistillationSettings,
     PreferenceSettings,
     TextToTextSettings,
-    expert.ExpertSettings,
+    ExpertSettings,
     TrainConfig,
 ):
     """Settings of fine-tuning with LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353), or in full."""
+
+    SUBJECT = "Objective"
 
     objective: Annotated[
         FinetuneObjective,
         "sft seq2seq; preferences: dpo kto orpo simpo reward; rewards: grpo ppo; classify tag; distil",
     ] = "sft"
-    model: Annotated[str, "the checkpoint to adapt: a folder or a name on the hub"] = "maclet"
-    adapter_path: Annotated[str, "the run's folder: the adapter, or with full model/; snapshots, metrics"] = "adapters"
-    method: Annotated[Method, "train an adapter of low rank (lora), or the weights themselves (full)"] = "lora"
-    num_layers: Annotated[
-        int, "number of last layers to adapt; -1: all (full: and all weights outside of layers too)"
-    ] = -1
-    rank: Annotated[int, "rank of the update"] = 16
-    alpha: Annotated[float, "the update is scaled by alpha / rank"] = 32.0
-    use_rslora: Annotated[bool, "scale the update by alpha / sqrt(rank) instead (rsLoRA)"] = False
-    use_dora: Annotated[bool, "train the norms of the adapted weights' rows too (DoRA)"] = False
-    dropout: Annotated[float, "share of the adapter's inputs that are dropped while training"] = 0.0
-    keys: Annotated[tuple[str, ...], "layers to adapt, as patterns (*.mixer.q_proj, self_attn.q_proj); empty: all"] = ()
-    modules_to_save: Annotated[
-        tuple[str, ...],
-        "modules to train whole beside the adapter, as patterns (lm_head, embed_tokens, norm); empty: none",
-    ] = ()
     learning_rate: Annotated[
         float, "peak learning rate; 0: by objective and model size (README); full a tenth, lion a fifth"
     ] = 0.0
-    lora_plus_ratio: Annotated[
-        float, "learning rate of B and DoRA's norms relative to A's (LoRA+), embeddings aside; 1: the same"
-    ] = 1.0
     epochs: Annotated[float, "passes over the data, when `iters` is 0; 0: by objective and model size"] = 0.0
 
     _folder: ClassVar[str] = "adapter_path"
     _NO_EFFECT_ON_WEIGHTS: ClassVar[frozenset[str]] = TrainConfig._NO_EFFECT_ON_WEIGHTS | {"rewards"}  # by their hash
-    _choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        **TrainConfig._choices,
-        **distillation.CHOICES,
-        "method": get_args(Method),
-        "objective": get_args(FinetuneObjective),
-        **preference.CHOICES,
-        **reinforcement.CHOICES,
-        "rope_scaling": get_args(RopeScaling),
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.use_rslora and self.rank == 1:
-            raise UsageError("use_rslora has no effect", cause="rank is 1", remedy="leave use_rslora out")
-        if self.num_layers == 0:
-            raise UsageError("num_layers cannot be 0", cause="no layer would be trained", remedy="-1 for all layers")
 
     @property
     def result(self) -> str:
@@ -101,7 +68,6 @@ class FinetuneConfig(
         preference.check(self, self.method == "full")
         reinforcement.check(self, self.objective, self.method)
         context.check(self, self.method == "full")
-        refuse_set(self, _OF_ADAPTERS if self.method == "full" else (), "method is full")
         # With DoRA or patterns it depends on the layers adapted.
         if self.decay_all and self.method == "lora" and not (self.use_dora or self.keys or self.modules_to_save):
             cause = "the adapter has matrices only, and none of an embedding"
@@ -136,10 +102,6 @@ class FinetuneConfig(
             return value.startswith(".") or (folder / value / "config.json").is_file()
         return super()._is_path(name, value, folder)
 
-    def _ranges(self) -> list[tuple[str, float, float]]:
-        own = [("rank", 1, 4096), ("num_layers", -1, 1e6), ("alpha", SMALLEST, 1e6), ("dropout", 0.0, 0.99)]
-        own.append(("lora_plus_ratio", SMALLEST, 1e6))
+    def _ranges(self) -> list[Range]:
         fitted = [name for name in ("learning_rate", "epochs") if getattr(self, name) == 0]
-        more = [*preference.RANGES, *distillation.RANGES, *reward.RANGES, *reinforcement.RANGES]
-        more += [*TEXT_TO_TEXT_RANGES, *expert.RANGES, *context.RANGES]
-        return [*(one for one in super()._ranges() if one[0] not in fitted), *own, *more]
+        return [one for one in super()._ranges() if one[0] not in fitted]

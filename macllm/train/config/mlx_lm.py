@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from macllm.errors import UsageError
 
-from .trackers import TRACKERS
+from .reports import TRACKERS
 from .values import nearest
 
 SUFFIXES = (".yaml", ".yml")

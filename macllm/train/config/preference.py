@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from macllm.errors import UsageError
 
+from .group import SettingGroup
 from .values import refuse_set
 
 PreferenceLoss = Literal[
@@ -19,8 +20,17 @@ _SMOOTHED: tuple[PreferenceLoss, ...] = ("sigmoid", "robust", "exo_pair")  # los
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSettings:
+class PreferenceSettings(SettingGroup):
     """Settings of objectives that learn from preferences."""
+
+    SUBJECT = "Preferences"
+    RANGES = (
+        ("beta", 0.0, 1e3),
+        ("gamma", 0.0, 1e3),
+        ("label_smoothing", 0.0, 0.49),
+        ("desirable_weight", 0.0, 1e3),
+        ("undesirable_weight", 0.0, 1e3),
+    )
 
     beta: Annotated[float, "scale of log-ratios, odds (orpo), rewards (simpo); 0: 0.1, sigmoid_norm 5, simpo 2"] = 0.0
     gamma: Annotated[float, "simpo: the margin between the rewards of both answers"] = 1.0
@@ -42,13 +52,3 @@ def check(config: PreferenceSettings, is_full: bool) -> None:
     if config.reference == "live" and is_full:
         cause = "full fine-tuning keeps no copy of the weights that it began with"
         raise UsageError("reference cannot be live", cause=cause, remedy="--reference stored, or --lora")
-
-
-CHOICES = {"preference_loss": get_args(PreferenceLoss), "reference": get_args(Reference)}
-RANGES = [
-    ("beta", 0.0, 1e3),
-    ("gamma", 0.0, 1e3),
-    ("label_smoothing", 0.0, 0.49),
-    ("desirable_weight", 0.0, 1e3),
-    ("undesirable_weight", 0.0, 1e3),
-]

@@ -6,31 +6,30 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from macllm.errors import UsageError
+
+from .group import SMALLEST, SettingGroup
 
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
 Importance = Literal["token", "sequence"]
 ScaleRewards = Literal["group", "batch", "none"]
-CHOICES = {
-    "policy_loss": get_args(PolicyLoss),
-    "importance": get_args(Importance),
-    "scale_rewards": get_args(ScaleRewards),
-}
-RANGES = [
-    *((name, 0, 2**20) for name in ("num_generations", "num_iterations")),
-    *((name, 1, 2**20) for name in ("max_completion_length", "num_minibatches")),
-    *((name, 0.0, 1e3) for name in ("kl_coefficient", "clip_high", "value_coefficient")),
-    *((name, 1e-30, 1e3) for name in ("clip_low", "value_clip")),
-    *((name, 0.0, 1.0) for name in ("discount", "gae_lambda")),
-]
 _HIGH = {"dapo": 0.28, "cispo": 4.0}  # arXiv:2503.14476; a bound of 5 in arXiv:2510.13786
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforcementSettings:
+class ReinforcementSettings(SettingGroup):
     """Settings of objectives that learn from rewards of generated answers."""
+
+    SUBJECT = "Reinforcement"
+    RANGES = (
+        *((name, 0, 2**20) for name in ("num_generations", "num_iterations")),
+        *((name, 1, 2**20) for name in ("max_completion_length", "num_minibatches")),
+        *((name, 0.0, 1e3) for name in ("kl_coefficient", "clip_high", "value_coefficient")),
+        *((name, SMALLEST, 1e3) for name in ("clip_low", "value_clip")),
+        *((name, 0.0, 1.0) for name in ("discount", "gae_lambda")),
+    )
 
     rewards: Annotated[
         tuple[str, ...],

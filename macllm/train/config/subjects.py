@@ -8,37 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .training import TrainConfig
 
-# The first field of each subject; the fields up to the next first one belong to it too.
-_FIRST = {
-    "objective": "Objective",
-    "model": "Model and adapter",
-    "config": "Model",
-    "data": "Data",
-    "label_smoothing_factor": "Text to text",
-    "router_aux_loss_coef": "Experts",
-    "mask_ratio": "Corruption of texts",
-    "beta": "Preferences",
-    "teacher": "Distillation",
-    "centering": "Reward models",
-    "rewards": "Reinforcement",
-    "context_length": "Longer context",
-    "batch_size": "Batches and length",
-    "optimizer": "Optimizer and learning rate",
-    "beta1": "Moments, decay and clipping",
-    "grad_checkpoint": "Memory",
-    "steps_per_report": "Reports and evaluation",
-    "save_every": "Snapshots and the run",
-}
-_EARLY = ("objective", "model", "config")
+_EARLY = ("Objective", "Model and adapter", "Model")
 
 
 def subjects(kind: type[TrainConfig]) -> dict[str, list[str]]:
-    """The names of the fields of a config by subject."""
-    found: dict[str, list[str]] = {}
-    names: list[str] = []
+    """The names of the fields of a config by the subject of the mixin that they come from."""
+    found: dict[str, list[str]] = {title: [] for title in _EARLY}
     for field in dataclasses.fields(kind):
-        if field.name in _FIRST:
-            names = found.setdefault(_FIRST[field.name], [])
-        names.append(field.name)
-    early = [title for first in _EARLY if (title := _FIRST[first]) in found]
-    return {title: found[title] for title in [*early, *(each for each in found if each not in early)]}
+        first = next(each for each in reversed(kind.__mro__) if field.name in vars(each).get("__annotations__", {}))
+        found.setdefault(vars(first)["SUBJECT"], []).append(field.name)
+    return {title: names for title, names in found.items() if names}

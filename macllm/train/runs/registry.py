@@ -19,7 +19,7 @@ from macllm.files import read_json, write_json
 from macllm.hub.speeds import state_folder
 
 from ..config import SETTINGS_NAME
-from ..config.training import INPUTS
+from ..config.data import INPUTS
 from ..rows import is_dataset
 from .environment import environment
 from .folder import ENVIRONMENT

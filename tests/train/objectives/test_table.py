@@ -43,7 +43,7 @@ def test_a_row_and_a_module_are_enough_for_a_new_objective(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, made.__name__, made)
     row = ObjectiveInfo(module="toy", rows=(PlainText,), kind="encoder", reads=("gamma",))
     monkeypatch.setitem(OBJECTIVES, "toy", row)  # type: ignore[arg-type]
-    monkeypatch.setitem(FinetuneConfig._choices, "objective", (*FINETUNED, "toy"))
+    monkeypatch.setattr(FinetuneConfig, "choices", classmethod(lambda cls: {"objective": (*FINETUNED, "toy")}))
     config: Any = FinetuneConfig(data="rows.jsonl", objective="toy", gamma=3.0)  # type: ignore[arg-type]
     assert objectives.chosen(config, None, None, ("a",)) == (3.0, ("a",))  # type: ignore[arg-type]
     assert "gamma" in unread("sft")
