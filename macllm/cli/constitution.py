@@ -45,6 +45,7 @@ class _JudgementOptions:
     adapter: str | None
     max_tokens: int
     temperature: float
+    batch_size: int
     seed: int
     as_json: bool
 
@@ -76,6 +77,10 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--temperature", type=click.FloatRange(0, _HIGHEST), default=0.7, show_default=True, metavar="X",
                 help="Temperature of the answers.",
+            ),
+            click.option(
+                "--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N",
+                help="Answers generated side by side.",
             ),
             click.option(
                 "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Random seed."
@@ -131,7 +136,9 @@ def command(
             _trained(stages.supervised(config), stages.revised, restarts)
         again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
         if not _compared(again, margin, judge).decided:
-            raise MacllmError("no answer was preferred to another", remedy="other questions, or a lower --margin")
+            raise MacllmError(
+                "no answer was preferred to another", remedy="other questions, more --max-tokens, or a lower --margin"
+            )
         _trained(stages.preferred(config), stages.result, restarts)
     say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(stages.result)])}")
     click.echo(stages.result)
@@ -144,9 +151,10 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
     """Answer the questions in FILE, and let the model criticize and revise its answers by principles.
 
     The output is training data for macllm finetune: rows of the prompt and the last revision, with the first answer and
-    the dialogue beside them to look at. Questions too long for the context go to a file beside it, with .skipped before
-    its ending. The file of principles has a table [[principle]] with name and text for each,
-    and if wanted the texts of critique, revision and preference. The same command again goes on after an interruption.
+    the dialogue beside them to look at. Questions too long for the context, and those whose revision reaches
+    --max-tokens, go to a file beside it, with .skipped before its ending. The file of principles has a table
+    [[principle]] with name and text for each, and if wanted the texts of critique, revision and preference. The same
+    command again goes on after an interruption.
     """
     found = _revised(options, rounds)
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
@@ -161,7 +169,8 @@ def prefer(options: _JudgementOptions, margin: float, judge: str | None) -> None
 
     It is asked in both orders, so that a preference for a position cancels. The output is training data for macllm
     finetune --objective dpo: rows of the prompt, the chosen and the rejected answer, with both scores beside them.
-    Undecided pairs, and questions too long for the context, go to a file beside it, with .skipped before its ending.
+    Undecided pairs, those whose better answer reaches --max-tokens, and questions too long for the context go to a file
+    beside it, with .skipped before its ending.
     The same command again goes on after an interruption.
     """
     _check_temperature(options)
@@ -183,7 +192,10 @@ def _revised(options: _JudgementOptions, rounds: int) -> Revised:
     with answering():
         found = followed(work)
     if not options.as_json:
-        say(f"{found.questions} questions, {found.changed} answers revised, {found.too_long} too long for the context")
+        say(
+            f"{found.questions} questions, {found.changed} answers revised, {found.unfinished} unfinished after "
+            f"{options.max_tokens} tokens, {found.too_long} too long for the context"
+        )
     return found
 
 
@@ -202,7 +214,8 @@ def _compared(options: _JudgementOptions, margin: float, judge: str | None) -> C
     if not options.as_json:
         say(
             f"{found.questions} questions: {found.decided} decided, {found.consistent} of them the same way in both "
-            f"orders; {found.undecided} undecided, {found.too_long} too long for the context; "
+            f"orders; {found.undecided} undecided, {found.unfinished} unfinished after {options.max_tokens} tokens, "
+            f"{found.too_long} too long for the context; "
             f"log-odds of {found.position_bias:+.2f} for the answer named first"
         )
     return found
@@ -259,8 +272,9 @@ def _ready(options: _JudgementOptions) -> tuple[Sequence[AskedQuestion], Sequenc
     with working("loading the model"):
         model, tokenizer = checkpoint.load(folder, options.adapter)
     speaker = ModelSpeaker(
-        model, tokenizer, options.model, max_tokens=options.max_tokens, temperature=options.temperature
-    )
+        model, tokenizer, options.model,
+        max_tokens=options.max_tokens, temperature=options.temperature, batch_size=options.batch_size,
+    )  # fmt: skip
     return questions, known, speaker
 
 

@@ -18,6 +18,7 @@ from macllm.nn import lora
 from macllm.nn.info import ModelInfo
 from macllm.nn.protocol import LanguageModel, ModelCache, SourceModel
 from macllm.ops import cpu
+from macllm.text.detokenizer import Detokenizer
 from macllm.text.parts import part_splitter
 from macllm.text.tokenizer import Tokenizer
 
@@ -71,6 +72,32 @@ def run_steps(
     running = _RunningCompletion(model, tokenizer, request, options, prompt, prefix, cancelled)
     steps = running.steps()
     return _held(steps if request.adapter else _within(lora.Disabled(cast(nn.Module, model)), steps))
+
+
+def end_tokens(info: ModelInfo, tokenizer: Tokenizer, request: Request) -> frozenset[int]:
+    """The tokens that end a completion."""
+    named = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return request.stop_tokens | info.eos | frozenset(named)
+
+
+def assembler(info: ModelInfo, tokenizer: Tokenizer, request: Request, prompt: tuple[int, ...]) -> Assembler:
+    """The assembler of the text of a completion after `prompt`."""
+    stop = (*request.stop, *config_file.read(info.generation_config).stop)
+    splitter = part_splitter(tokenizer, prompt, request.tools)
+    return Assembler(_detokenizer(info, tokenizer, request, prompt)(), splitter, stop, _unseen(tokenizer))
+
+
+def _detokenizer(
+    info: ModelInfo, tokenizer: Tokenizer, request: Request, prompt: tuple[int, ...]
+) -> Callable[[], Detokenizer]:
+    continued = info.kind == "decoder" and continues(tokenizer, request)
+    return partial(tokenizer.detokenizer, after=prompt if continued else ())
+
+
+def _unseen(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens without text."""
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(token for token in named if token is not None)
 
 
 def _one_by_one(steps: Steps) -> Generator[Event, None, None]:
@@ -127,17 +154,10 @@ class _RunningCompletion:
         self._info: ModelInfo = model.info
         self._answer_limit = answer_limit(self._info, request, len(self._prompt))
         self._seed = new_seed() if request.sampling.seed is None else request.sampling.seed
-        self._ends = request.stop_tokens | self._info.eos
-        if tokenizer.eos_token_id is not None:
-            self._ends |= {tokenizer.eos_token_id}
-        named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        unseen = frozenset(token for token in named if token is not None)
-        splitter = part_splitter(tokenizer, prompt, request.tools)
-        continued = self._info.kind == "decoder" and continues(tokenizer, request)
-        self._detokenizer = partial(tokenizer.detokenizer, after=prompt if continued else ())
-        self._unseen = unseen
-        stop = (*request.stop, *config_file.read(self._info.generation_config).stop)
-        self._assembler = Assembler(self._detokenizer(), splitter, stop, unseen)
+        self._ends = end_tokens(self._info, tokenizer, request)
+        self._detokenizer = _detokenizer(self._info, tokenizer, request, prompt)
+        self._unseen = _unseen(tokenizer)
+        self._assembler = assembler(self._info, tokenizer, request, prompt)
         self._given = self._resumed()
         self._drawn: list[int] = []
         self._beams: tuple[Beam, ...] = ()

@@ -13,7 +13,7 @@ from macllm.cli import constitution
 from macllm.train.constitution import stages
 
 QUESTIONS = ("What is RoPE?", "What is GQA?", "What is LoRA?", "What is MoE?")
-GIVEN = ["constitution", "prompts.jsonl", "-p", "principles.toml", "-n", "24", "--restarts", "0", "--json"]
+GIVEN = ["constitution", "prompts.jsonl", "-p", "principles.toml", "-n", "96", "--restarts", "0", "--json"]
 SETTINGS = ["--set", "iters=2", "--set", "batch_size=2", "--set", "save_every=1"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,13 @@ class RecordFiles:
 
     def __contains__(self, id: str) -> bool:
         return id in self.made or id in self.skipped
+
+    def add(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Append the records of ids that are not there yet; those without a training row are skipped ones."""
+        for id, record in records:
+            if id not in self:
+                is_row = "completion" in record or "chosen" in record
+                (self.made if is_row else self.skipped).add({"id": id, **record})
 
 
 def identity(*parts: object) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from macllm.generation.limits import not_finite
 from macllm.generation.request import SamplingParams
+from macllm.generation.sampling.constraints import Bounds
 from macllm.generation.sampling.sampler import Sampler
 from macllm.nn.protocol import LanguageModel, SelectingCache
 from macllm.ops.cross_entropy import cross_entropy
@@ -46,18 +47,22 @@ class SamplingTask:
 
 
 def sample(
-    model: LanguageModel, asked: Sequence[SamplingTask], *, ends: Collection[int]
+    model: LanguageModel,
+    asked: Sequence[SamplingTask],
+    *,
+    ends: Collection[int],
+    params: SamplingParams = _MODEL_ITSELF,
 ) -> list[list[SampledCompletion]]:
-    """One completion for each seed of each prompt, from the model's own distribution.
+    """One completion for each seed of each prompt, from the model's own distribution, or as `params` say.
 
-    A prompt is read once for all its completions; prompts of like length are read together. A completion is a function
-    of the weights, its own seed, and all prompts with the numbers of their seeds. Raises CheckpointError for logits
-    that are not numbers.
+    Log-probabilities are the model's own. A prompt is read once for all its completions; prompts of like length are
+    read together. A completion is a function of the weights, its own seed, and all prompts with the numbers of their
+    seeds. Raises CheckpointError for logits that are not numbers.
     """
     found: list[list[SampledCompletion]] = [[] for _ in asked]
     with evaluating(model):
         for part in _parts(asked, batched=isinstance(model.make_cache(), SelectingCache)):
-            completions = iter(_sampled(model, [asked[i] for i in part], ends))
+            completions = iter(_sampled(model, [asked[i] for i in part], frozenset(ends), params))
             for i in part:
                 found[i] = [next(completions) for _ in asked[i].seeds]
     return found
@@ -77,11 +82,14 @@ def _parts(asked: Sequence[SamplingTask], *, batched: bool) -> Iterator[list[int
         yield part
 
 
-def _sampled(model: LanguageModel, asked: Sequence[SamplingTask], ends: Collection[int]) -> list[SampledCompletion]:
+def _sampled(
+    model: LanguageModel, asked: Sequence[SamplingTask], ends: frozenset[int], params: SamplingParams
+) -> list[SampledCompletion]:
     """The completions of these prompts, one prompt after another."""
     owners = [each for each in asked for _ in each.seeds]
     cache, logits = _read(model, asked)
-    samplers = [Sampler(_MODEL_ITSELF, seed, each.prompt.tolist(), logits.shape[-1])
+    samplers = [Sampler(params, seed, each.prompt.tolist(), logits.shape[-1],
+                        Bounds(prompt=each.prompt.tolist(), ends=ends, max_tokens=each.max_tokens))
                 for each in asked for seed in each.seeds]  # fmt: skip
     limits, stops = np.array([each.max_tokens for each in owners]), np.array(sorted(ends), np.int64)
     drawn, likely = (np.zeros((limits.max(), len(owners)), kind) for kind in (np.int32, np.float32))

@@ -16,6 +16,7 @@ from macllm.errors import DataError, DoesNotFitError, UsageError
 from macllm.train import rows
 from macllm.train.constitution import principles
 from macllm.train.constitution.comparing import compare
+from macllm.train.constitution.dialogues import Query, Said
 from macllm.train.constitution.judges import AskedJudge, FunctionJudge
 from macllm.train.constitution.principles import Principle
 from macllm.train.constitution.prompts import AskedQuestion, questions
@@ -32,14 +33,19 @@ ASKED = [AskedQuestion([{"role": "user", "content": f"What is {n}?"}], f"here:{n
 class Scripted:
     """A speaker that answers by the seed, and as judge prefers long answers, and A by `bias`."""
 
-    def __init__(self, bias: float = 0.0, taste: float = 1.0) -> None:
-        self.bias, self.taste, self.heard = bias, taste, list[str]()
+    def __init__(self, bias: float = 0.0, taste: float = 1.0, batch_size: int = 2, finished: bool = True) -> None:
+        self.bias, self.taste, self.batch_size, self.finished = bias, taste, batch_size, finished
+        self.heard = list[str]()
 
-    def say(self, messages: Sequence[Mapping[str, Any]], seed: int) -> str:
-        self.heard.append(messages[-1]["content"])
+    def say_all(self, turns: Sequence[Query]) -> list[Said | DoesNotFitError]:
+        assert turns
+        return [self.say(turn) for turn in turns]
+
+    def say(self, turn: Query) -> Said | DoesNotFitError:
+        self.heard.append(turn.messages[-1]["content"])
         if self.heard[-1] == "What is 3?":
-            raise DoesNotFitError("the question is longer than the context")
-        return f"answer {seed % 1000}"[: 8 + seed % 3]
+            return DoesNotFitError("the question is longer than the context")
+        return Said(f"answer {turn.seed % 1000}"[: 8 + turn.seed % 3], self.finished)
 
     def prefers_first(self, messages: Sequence[Mapping[str, Any]]) -> float:
         text = messages[-1]["content"]
@@ -75,7 +81,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_revision_is_asked_for_with_the_answer_its_critique_and_the_principle(tmp_path: Path) -> None:
-    speaker = Scripted()
+    speaker = Scripted(batch_size=1)
     found = revised(tmp_path / "rows.jsonl", speaker)
     assert (found.questions, found.too_long) == (5, 1)
     record = lines(tmp_path / "rows.jsonl")[0]
@@ -117,6 +123,28 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(tmp_path: Path, most: 
     compared(tmp_path / "parts", Scripted(), Scripted())
     for name in ("pairs.jsonl", "pairs.skipped.jsonl"):
         assert lines(tmp_path / "whole" / name) == lines(tmp_path / "parts" / name)
+
+
+def test_answers_that_the_limit_cut_off_are_not_learned(tmp_path: Path) -> None:
+    found = revised(tmp_path / "rows.jsonl", Scripted(finished=False))
+    assert (found.unfinished, found.too_long, lines(tmp_path / "rows.jsonl")) == (4, 1, [])
+    whole, cut = (compared(tmp_path / str(each), Scripted(finished=each), Scripted()) for each in (True, False))
+    assert (whole.unfinished, cut.unfinished, cut.decided) == (0, whole.decided, 0)
+    assert (cut.undecided, cut.too_long) == (whole.undecided, whole.too_long)
+    assert whole.decided > 0
+
+
+def test_answers_side_by_side_are_those_of_one_at_a_time() -> None:
+    model, tokenizer = checkpoint.load()
+    turns = [Query(question.messages, n) for n, question in enumerate(ASKED)]
+    turns[2] = Query([{"role": "user", "content": "long " * 2000}], 2)
+    said = [
+        ModelSpeaker(model, tokenizer, "maclet", max_tokens=12, temperature=0.7, batch_size=size).say_all(turns)
+        for size in (1, 2, 8)
+    ]
+    assert [isinstance(each, DoesNotFitError) for each in said[0]] == [False, False, True, False, False]
+    for others in said[1:]:
+        assert [str(each) for each in others] == [str(each) for each in said[0]]
 
 
 def test_records_of_other_settings_are_refused_and_files_of_others_are_kept(tmp_path: Path) -> None:
