@@ -98,13 +98,19 @@ def models() -> list[CachedModel]:
 
 
 def similar_names(repo: str) -> list[str]:
-    """Names of models on this machine that are similar to this one."""
+    """Names of models on this machine that are similar to this one.
+
+    If one differs in owner or case alone, it is the only one.
+    """
     from difflib import get_close_matches
 
     names = sorted({*bundled_models(), *(model.name for model in models())})
     by_tail = {name.rpartition("/")[2].lower(): name for name in names}
+    tail = repo.rpartition("/")[2].lower()
+    if by_tail.get(tail, repo) != repo:
+        return [by_tail[tail]]
     close = get_close_matches(repo, names, n=3, cutoff=0.7)
-    tails = get_close_matches(repo.rpartition("/")[2].lower(), list(by_tail), n=3, cutoff=0.7)
+    tails = get_close_matches(tail, list(by_tail), n=3, cutoff=0.7)
     return list(dict.fromkeys([*close, *(by_tail[tail] for tail in tails)]))[:3]
 
 

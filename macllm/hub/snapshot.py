@@ -48,7 +48,8 @@ def plan(name: ModelName, on_wait: OnWait = lambda: None) -> tuple[Hub, Listing,
     except (ModelNotFoundError, NetworkError) as error:
         near = [each for each in similar_names(name.repo) if is_bundled(each) or isinstance(error, ModelNotFoundError)]
         if near:
-            remedy = f"did you mean {' or '.join(near)}, which is on this machine? Else {error.remedy}"
+            verb = "is" if len(near) == 1 else "are"
+            remedy = f"did you mean {' or '.join(near)}, which {verb} on this machine? Else {error.remedy}"
             raise type(error)(error.message, cause=error.cause, remedy=remedy) from error
         raise
     index = hub.read(listing.commit, listing.files[INDEX_NAME]) if INDEX_NAME in listing.files else None

@@ -198,11 +198,13 @@ def _learned(objective: str, model: Path, run: Path) -> dict[str, Any]:
 
 def _random(folder: Path, out: Path) -> Path:
     """A model of the same shape with random weights, in the folder `out`."""
+    import mlx.core as mx
+
     import macllm
     from macllm import checkpoint
     from macllm.train.initial import initialize
 
-    model, tokenizer = macllm.load(folder, dtype="float32")
+    model, tokenizer = macllm.load(folder, dtype=mx.float32)
     initialize(model, model.info.config["initializer_range"], seed=1)
     checkpoint.save(model, tokenizer, out)
     return out

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,36 @@ def test_a_sibling_loads_with_the_parameters_that_its_card_says(name: str) -> No
     count = sum(array.size for _, array in tree_flatten(model.parameters()))
     assert f"| parameters | {count:,} " in (folder_of(name) / "card.md").read_text(encoding="utf-8")
     assert tokenizer.decode(tokenizer.encode("what is attention?", add_special_tokens=False)) == "what is attention?"
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", INSTALLED)
+def test_tokens_and_logits_of_a_sibling_are_those_of_transformers(name: str) -> None:
+    """The model runs in float32, and of an encoder-decoder with a target of its own."""
+    import mlx.core as mx
+    import torch
+    import transformers
+
+    folder = str(folder_of(name))
+    model, tokenizer = macllm.load(name, dtype=mx.float32)
+    reference = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    theirs = getattr(transformers, reference).from_pretrained(folder, dtype=torch.float32).eval()
+    text = "What is multi-query attention, and why is its KV cache small?"
+    tokens = tokenizer.encode(text)
+    assert transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == tokens
+    encoder = model.info.hidden_size is None
+    target = [model.info.decoder_start, *tokens[:5]] if encoder else tokens
+    with torch.no_grad():
+        more = {"decoder_input_ids": torch.tensor([target])} if encoder else {}
+        expected = theirs(torch.tensor([tokens]), **more).logits.numpy()
+    found = model(mx.array([target]), source=mx.array([tokens])) if encoder else _logits(model, mx.array([target]))
+    np.testing.assert_allclose(np.array(found), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def _logits(model: Any, tokens: Any) -> Any:
+    """Logits of a decoder, or of an encoder, whose output are hidden states."""
+    out = model(tokens)
+    return out if out.shape[-1] == model.info.vocab_size else model.logits(out)
 
 
 # --- texts ---
