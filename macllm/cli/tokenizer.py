@@ -61,6 +61,7 @@ def command(ctx: click.Context) -> None:
 )  # fmt: skip
 @click.option("--lowercase", is_flag=True, help="Lower case; in WordPiece also without accents.")
 @click.option("--add-eos", is_flag=True, help="End every encoded text with the end token, as T5 expects.")
+@click.option("--add-mask", is_flag=True, help="Add <mask>, for masked LM and infilling (WordPiece has [MASK]).")
 @click.option("--chat", is_flag=True, help="Add ChatML's markers and chat template.")
 @click.option(
     "--chat-template", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),

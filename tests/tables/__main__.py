@@ -12,12 +12,13 @@ import sys
 import time
 from typing import Any
 
-from tests.tables import benches, gradients, guide, kills, objectives, trajectories
+from tests.tables import benches, commands, gradients, guide, kills, objectives, trajectories
 from tests.tables.table import machine
 
 TABLES = {
     "gradients": gradients.table,
     "objectives": objectives.table,
+    "commands": commands.table,
     "trajectories": trajectories.table,
     "kills": kills.table,
     "memory": benches.memory,

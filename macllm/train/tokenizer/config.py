@@ -12,6 +12,7 @@ Kind = Literal["bpe", "unigram", "wordpiece"]
 Normalization = Literal["none", "nfc", "nfkc"]
 
 END = "<|endoftext|>"
+MASK = "<mask>"  # BART's
 CHAT_MARKS = ("<|im_start|>", "<|im_end|>")  # ChatML's
 CHATML = """\
 {%- for message in messages -%}
@@ -39,7 +40,7 @@ _NAMED = {
 class TokenizerConfig:
     """Data, kind and special tokens of a new tokenizer.
 
-    `vocab_size` counts all tokens. `special_tokens` and T5's `sentinels` take the last ids, sentinel 0 the very last.
+    `vocab_size` counts all tokens. `add_mask` adds <mask>. It, `special_tokens` and T5's `sentinels` take the last ids, sentinel 0 the very last.
     With `chat_template` (Jinja source) the markers of ChatML are special tokens, and an answer's end is the end token.
     """
 
@@ -54,6 +55,7 @@ class TokenizerConfig:
     normalization: Normalization = "none"
     lowercase: bool = False
     add_eos: bool = False
+    add_mask: bool = False
     chat_template: str = ""
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class TokenizerConfig:
                 "wordpiece": "WordPiece has [UNK] for a word with an unknown character",
             }[self.kind]
             raise UsageError(f"--byte-fallback has no effect with --type {self.kind}", cause=cause)
+        if self.kind == "wordpiece" and self.add_mask:
+            raise UsageError("--add-mask has no effect with --type wordpiece", cause="WordPiece has [MASK] already")
         if self.kind == "wordpiece" and (self.add_eos or self.chat_template):
             raise UsageError(
                 f"--type wordpiece takes no {'chat template' if self.chat_template else '--add-eos'}",
@@ -83,7 +87,8 @@ class TokenizerConfig:
     @property
     def named(self) -> dict[str, str]:
         """The named special tokens, as tokenizer_config.json has them."""
-        return _NAMED[self.kind] | ({"eos_token": CHAT_MARKS[1]} if self.chat_template else {})
+        mask = {"mask_token": MASK} if self.add_mask else {}
+        return _NAMED[self.kind] | ({"eos_token": CHAT_MARKS[1]} if self.chat_template else {}) | mask
 
     @property
     def leading(self) -> tuple[str, ...]:
@@ -95,7 +100,7 @@ class TokenizerConfig:
         """The special tokens with the last ids."""
         marks = CHAT_MARKS if self.chat_template else ()
         descending = (f"<extra_id_{number}>" for number in range(self.sentinels - 1, -1, -1))
-        return (*marks, *self.special_tokens, *descending)
+        return (*marks, *([MASK] if self.add_mask else []), *self.special_tokens, *descending)
 
     @property
     def model_size(self) -> int:
