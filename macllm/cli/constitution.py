@@ -62,7 +62,6 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.argument("prompts", metavar="FILE"),
             click.option("-p", "--principles", required=True, metavar="FILE", help="Principles, as TOML."),
-            click.option("-o", "--output", required=True, metavar="FILE", help="File of JSON lines to write."),
             click.option(
                 "-m", "--model", default="maclet", show_default=True, metavar="NAME", shell_complete=names.models,
                 help="Model that answers and judges.",
@@ -92,6 +91,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+_records_option = click.option("-o", "--output", required=True, metavar="FILE", help="File of JSON lines to write.")
 _rounds_option = click.option(
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
     help="Critiques and revisions of each answer.",
@@ -112,6 +112,9 @@ _margin_option = click.option(
 @_judge_option
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of both trainings; may be repeated.")
 @restarts_option
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", help="Folder of the data, the trainings and the model."
+)
 @_shared
 def command(
     options: _JudgementOptions, rounds: int, margin: float, judge: str | None, sets: tuple[str, ...], restarts: int
@@ -146,6 +149,7 @@ def command(
 
 @click.command("critique")
 @_rounds_option
+@_records_option
 @_shared
 def critique(options: _JudgementOptions, rounds: int) -> None:
     """Answer the questions in FILE, and let the model criticize and revise its answers by principles.
@@ -163,6 +167,7 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
 @click.command("prefer")
 @_margin_option
 @_judge_option
+@_records_option
 @_shared
 def prefer(options: _JudgementOptions, margin: float, judge: str | None) -> None:
     """Answer each question in FILE twice, and let the model choose the better answer by principles.

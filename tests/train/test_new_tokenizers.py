@@ -21,7 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bpe": {"kind": "bpe", "chat_template": CHATML, "special_tokens": ("<|tool|>",)},
     "bpe-folded": {"kind": "bpe", "normalization": "nfkc", "lowercase": True, "add_eos": True},
     "unigram": {"kind": "unigram", "sentinels": 3, "normalization": "nfkc", "add_eos": True},
-    "unigram-bytes": {"kind": "unigram", "byte_fallback": True, "chat_template": CHATML},
+    "unigram-bytes": {"kind": "unigram", "byte_fallback": True, "chat_template": CHATML, "add_mask": True},
     "wordpiece": {"kind": "wordpiece", "normalization": "nfc"},
     "wordpiece-lower": {"kind": "wordpiece", "lowercase": True, "special_tokens": ("[X]",)},
 }
@@ -136,6 +136,8 @@ def test_bad_input_is_refused_with_its_place(tmp_path: Path) -> None:
             train(TokenizerConfig(data=(str(tmp_path / "empty.txt"),), kind=kind, **given))
     with pytest.raises(UsageError, match="byte-fallback has no effect"):
         TokenizerConfig(data=("x",), byte_fallback=True, **given)
+    with pytest.raises(UsageError, match="add-mask has no effect"):
+        TokenizerConfig(data=("x",), kind="wordpiece", add_mask=True, **given)
     with pytest.raises(UsageError, match="given twice"):
         TokenizerConfig(data=("x",), special_tokens=("<a>", "<a>"), **given)
     with pytest.raises(UsageError, match="no chat template"):

@@ -97,6 +97,8 @@ TEXT = Path(__file__).read_text(encoding="utf-8")
 TOKENIZERS = {
     "masked-tiny": ("--type", "wordpiece", "--vocab-size", "200"),
     "span-tiny": ("--type", "unigram", "--vocab-size", "200", "--sentinels", "32", "--add-eos"),
+    "infill-tiny": ("--type", "unigram", "--vocab-size", "200", "--add-mask", "--add-eos"),
+    "text-to-text-tiny": ("--type", "unigram", "--vocab-size", "200", "--add-eos"),
 }
 
 
@@ -110,10 +112,14 @@ def test_a_recipe_trains(recipe: Recipe, tmp_path: Path) -> None:
     if recipe.name in ("dpo", "kto", "orpo", "simpo"):
         pairs = [f'{{"prompt": "number {i}?", "chosen": "{i}", "rejected": "{i + 1}"}}\n' for i in range(20)]
         data.write_text("".join(pairs))
+    if recipe.name == "text-to-text-tiny":
+        data.write_text("".join(f'{{"source": "number {i}?", "target": "{i}"}}\n' for i in range(20)))
     settings: dict[str, Any] = {"data": data, "iters": 2, recipe.config._folder: tmp_path / "o"}
     if recipe.name in TOKENIZERS:
         (tmp_path / "text.txt").write_text(TEXT)
-        settings |= {"data": tmp_path / "text.txt", "tokenizer": tmp_path / "tokenizer"}
+        settings["tokenizer"] = tmp_path / "tokenizer"
+        if recipe.name != "text-to-text-tiny":
+            settings["data"] = tmp_path / "text.txt"
         options = [*TOKENIZERS[recipe.name], "--output", str(tmp_path / "tokenizer")]
         assert cli.main(["tokenizer", "train", str(tmp_path / "text.txt"), *options]) == 0
     config: TrainConfig = recipe.config.load(recipe.path, **settings)

@@ -40,8 +40,9 @@ _NAMED = {
 class TokenizerConfig:
     """Data, kind and special tokens of a new tokenizer.
 
-    `vocab_size` counts all tokens. `add_mask` adds <mask>. It, `special_tokens` and T5's `sentinels` take the last ids, sentinel 0 the very last.
-    With `chat_template` (Jinja source) the markers of ChatML are special tokens, and an answer's end is the end token.
+    `vocab_size` counts all tokens. <mask> (`add_mask`), `special_tokens` and T5's `sentinels` take the last ids,
+    sentinel 0 the very last. With `chat_template` (Jinja source) the markers of ChatML are special tokens, and an
+    answer's end is the end token.
     """
 
     data: tuple[str, ...]
