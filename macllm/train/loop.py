@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -15,21 +14,19 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from macllm.errors import MacllmError, UsageError
-from macllm.ops.quantized import using_activations
 
-from . import pack
 from .buffers import Buffers
 from .config import TrainConfig
-from .contract import Arrays, B, E, Loss, Objective, Optimizer, Source, Summarizes
+from .contract import Arrays, B, E, Objective, Optimizer
 from .data import Dataset
 from .events import Advanced, Continued, Evaluated, Finished, Paused, Prepared, Saved, Skipped, Step, TrainEvent
-from .generating import generated, kept_by, measure, restore
-from .group import Alone, Group, agree, leave, sum_gradients, sum_losses
+from .generating import kept_by, restore
+from .group import Group, agree, leave
 from .optim import clip_factor, configured, global_norm, learning_rate, share
 from .parameters import are_finite, check_shapes, compute_layers_again, eval_in_chunks, shapes, size_of
+from .passes import Passes
 from .power import BatteryPause
 from .snapshot import Snapshots, Sums, TrainState
-from .sources import Rows, Validation, measured
 from .spikes import SpikeRules
 
 _LOWER_RATE = "a new run with a lower --learning-rate, or macllm runs fork with --set learning_rate=X"
@@ -53,26 +50,15 @@ class Trainer(Generic[B]):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective[Any, Any, B],
-        source: Source[B],
-        validation: Validation[Any, B],
-        optimizer: Optimizer,
-        config: TrainConfig,
-        snapshots: Snapshots | None = None,
+        self, passes: Passes[B], optimizer: Optimizer, config: TrainConfig, snapshots: Snapshots | None = None
     ) -> None:
-        self.model = model
-        self.objective = objective
-        self.source = source
-        self.validation = validation
+        self.passes = passes
+        self.model = passes.model
         self.optimizer = optimizer
         self.config = config
         self.snapshots = snapshots
-        self.group: Group = Alone()
-        self.steps = total_steps(config, source.steps_per_epoch)
-        self._recomputes = compute_layers_again(model, bool(config.grad_checkpoint))
-        self.gradient = nn.value_and_grad(model, self.loss)
+        self.steps = total_steps(config, passes.source.steps_per_epoch)
+        self._recomputes = compute_layers_again(passes.model, bool(config.grad_checkpoint))
         self.state = self._begin()
         self._saved = _mark(self.state)  # nothing to save before the first step
         self._last_loss = float("nan")  # of the last report
@@ -94,31 +80,9 @@ class Trainer(Generic[B]):
         In a `group` of processes, each calls this with the same arguments and weights, and all do the steps together.
         Process 0 writes the snapshots, in a folder that all can read.
         """
-        size, seed, group = config.batch_size, config.seed, group or Alone()
-        chosen, accumulation = snapshots.step_rows(config) if snapshots else (size, config.grad_accumulation_steps)
-        bin_size = pack.bin_size(config, model, objective)
-        source = Rows(
-            objective,
-            dataset.train,
-            batch_size=chosen,
-            accumulation=accumulation,
-            seed=seed,
-            bin_size=bin_size,
-            counts=dataset.counts,
-        )
-        source = generated(objective, source.regrouped(size).part(group.rank, group.size), size, group.size)
-        validation = Validation(
-            objective,
-            dataset.valid,
-            batch_size=chosen,
-            micro_batch=size,
-            most=config.val_batches,
-            seed=seed,
-            counts=dataset.valid_counts,
-        )
-        trainer = cls(model, objective, source, validation, configured(config, model), config, snapshots)
-        trainer.group = group
-        return trainer
+        rows = snapshots.step_rows(config) if snapshots else (config.batch_size, config.grad_accumulation_steps)
+        passes = Passes.of(model, objective, config, dataset, rows, group)
+        return cls(passes, configured(config, model), config, snapshots)
 
     def _begin(self) -> TrainState:
         state = self.snapshots.latest() if self.snapshots else None
@@ -129,7 +93,7 @@ class Trainer(Generic[B]):
             mx.eval(weights)
             self.put(weights)
             return TrainState(0, weights, self.optimizer.init(weights))
-        restore(self.source, state.kept)
+        restore(self.passes.source, state.kept)
         check_shapes(state.step, state.weights, weights)
         if state.is_forked and state.step >= self.steps:
             cause = f"with these rows, epochs and batches the run has {self.steps} steps"
@@ -139,15 +103,6 @@ class Trainer(Generic[B]):
         if state.is_forked and shapes(state.optimizer) != shapes(first := self.optimizer.init(weights)):
             state = replace(state, optimizer=first)
         return state
-
-    def loss(self, batch: B) -> Loss:
-        """The loss of a batch.
-
-        Activations stay floats: of a frozen embedding, which has no gradient, the first quantized layer would round
-        them to 8 bits, and the loss would not be the one that the gradient belongs to.
-        """
-        with using_activations("float"):
-            return self.objective.loss(self.model, batch)
 
     def put(self, weights: Arrays) -> None:
         """Set the model's trainable parameters."""
@@ -168,9 +123,9 @@ class Trainer(Generic[B]):
         try:
             yield self._prepared()
             yield from self._train(buffers)
-            agree(self.group)
+            agree(self.passes.group)
         except BaseException as error:
-            leave(error, self.group)
+            leave(error, self.passes.group)
             raise
         finally:
             self.put(self.state.weights)
@@ -188,10 +143,10 @@ class Trainer(Generic[B]):
 
     def _prepared(self) -> Prepared:
         return Prepared(
-            **asdict(self.source.counts),
-            valid_rows=self.validation.num_examples,
-            sampled_rows=self.validation.num_sampled,
-            valid=self.validation.counts,
+            **asdict(self.passes.source.counts),
+            valid_rows=self.passes.validation.num_examples,
+            sampled_rows=self.passes.validation.num_sampled,
+            valid=self.passes.validation.counts,
             parameters=size_of(self.model.parameters()),
             trained_parameters=size_of(self.model.trainable_parameters()),
             steps=self.steps,
@@ -206,7 +161,7 @@ class Trainer(Generic[B]):
         The best weights if the config selects them and the run has evaluated some, else the last ones that are finite.
         """
         state = self.state
-        if self.snapshots and self.config.select == "best" and self.validation:
+        if self.snapshots and self.config.select == "best" and self.passes.validation:
             state = self.snapshots.best() or state
         if not are_finite(state.weights):
             state = (self.snapshots and self.snapshots.latest()) or replace(state, step=0)
@@ -236,8 +191,8 @@ class Trainer(Generic[B]):
     def _step(self) -> Advanced | Skipped:
         """One optimizer step: gradients summed over micro-batches, divided once by the units of the loss."""
         began, state, config = time.perf_counter(), self.state, self.config
-        mx.random.seed(((config.seed << 32) + state.step + self.group.rank * _STRIDE) % 2**64)
-        gradients, sums = self._gradients()
+        mx.random.seed(((config.seed << 32) + state.step + self.passes.group.rank * _STRIDE) % 2**64)
+        gradients, sums = self.passes.gradients(state.step, state.weights)
         if not sums.denominator:
             raise MacllmError(
                 f"the rows of step {state.step + 1} have nothing to learn from",
@@ -259,7 +214,7 @@ class Trainer(Generic[B]):
         window = state.window.plus(sums)
         step, best = state.step + 1, state.best_loss
         watch = state.watch.seen(step, sums.numerator / sums.denominator, size, self._rules)
-        kept = kept_by(self.source, step)
+        kept = kept_by(self.passes.source, step)
         self.state = TrainState(step, weights, optimizer, best, window=window, watch=watch, kept=kept)
         self.put(weights)
         del state, gradients
@@ -279,7 +234,7 @@ class Trainer(Generic[B]):
         good = self.snapshots.at(watch.good) if self.snapshots and watch.good else state
         watch = watch.skipping(step)
         best, window = state.best_loss, state.window
-        kept = kept_by(self.source, step)
+        kept = kept_by(self.passes.source, step)
         self.state = TrainState(step, good.weights, good.optimizer, best, window=window, watch=watch, kept=kept)
         self.put(good.weights)
         return Skipped(step, watch.skipped[-1][0], error.message)
@@ -304,19 +259,6 @@ class Trainer(Generic[B]):
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
         )
-
-    def _gradients(self) -> tuple[Arrays, Sums]:
-        """Gradients of the summed loss over the step's micro-batches, and the sums of the losses."""
-        summed: Arrays = {}
-        sums = Sums()
-        for batch in self.source.batches(self.state.step, self.model):
-            result, tree = self.gradient(batch)
-            loss = Loss(*result)
-            gradients = dict(tree_flatten(tree))
-            summed = {k: summed[k] + g for k, g in gradients.items()} if summed else gradients
-            mx.eval(loss.numerator, loss.metrics, summed)
-            sums = sums.plus(Sums.of(loss, batch))
-        return sum_gradients(summed, self.state.weights, self.group), sum_losses(sums, self.group)
 
     def _after_step(self) -> Iterator[TrainEvent]:
         """Do what is due after the last step and not done yet: go back, report, evaluate, save."""
@@ -350,23 +292,14 @@ class Trainer(Generic[B]):
             grad_norm=window.norm / window.steps,
             tokens_per_second=window.tokens / max(window.seconds, 1e-9),
             peak_bytes=mx.get_peak_memory(),
-            metrics=self._metrics(window),
+            metrics=self.passes.metrics(window),
         )
 
     def _evaluate(self) -> Iterator[Advanced | Evaluated]:
-        """Compute the validation loss, without dropout."""
-        if not self.validation:
+        """Compute the validation loss."""
+        if not self.passes.validation:
             return
-        sums = Sums()
-        self.model.eval()
-        try:
-            batches = enumerate(measured(self.objective, self.model, self.validation.batches()))
-            for number, batch in islice(batches, self.group.rank, None, self.group.size):
-                yield Advanced("evaluating", number, len(self.validation))
-                sums = sums.plus(Sums.of(measure(self.objective, self.model, batch, self.loss), batch))
-        finally:
-            self.model.train()
-        sums = sum_losses(sums, self.group)
+        sums = yield from self.passes.evaluation()
         if not sums.denominator:
             raise MacllmError("the validation rows have nothing to evaluate", remedy="rows with supervised tokens")
         loss, before = sums.numerator / sums.denominator, self.state.best_loss
@@ -378,15 +311,10 @@ class Trainer(Generic[B]):
         best = before is None or loss < before
         if self.state.step:  # the untrained model does not count as the best
             self.state = replace(self.state, eval_loss=loss, best_loss=loss if best else before)
-        yield Evaluated(self.state.step, loss, sums.tokens, best, self._metrics(sums))
-
-    def _metrics(self, sums: Sums) -> dict[str, float]:
-        """The metrics per unit of the loss, or what the objective makes of them."""
-        means = sums.means()
-        return self.objective.summary(means) if isinstance(self.objective, Summarizes) else means
+        yield Evaluated(self.state.step, loss, sums.tokens, best, self.passes.metrics(sums))
 
     def _save(self) -> Iterator[TrainEvent]:
-        if self.snapshots is None or self._saved == _mark(self.state) or self.group.rank:
+        if self.snapshots is None or self._saved == _mark(self.state) or self.passes.group.rank:
             return
         if not are_finite(self.state.weights):
             raise MacllmError(f"the weights after step {self.state.step} are not finite", remedy=_LOWER_RATE)

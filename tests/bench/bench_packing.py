@@ -52,7 +52,7 @@ def speed(folder: Path, examples: list[Example], settings: dict[str, int]) -> Ca
     next(events)  # a summary, before the first step
 
     def step() -> float:
-        batches = list(trainer.source.batches(trainer.state.step, model))
+        batches = list(trainer.passes.source.batches(trainer.state.step, model))
         tokens = sum(_real(batch) for batch in batches)
         began = time.perf_counter()
         while not isinstance(next(events), Advanced):

@@ -37,17 +37,17 @@ def measure(peer: str, task: str, folder: str, length: int, checkpoints: bool) -
     from compare_table import Load
     from compare_worker import peak_bytes
 
-    from macllm.train.loop import Trainer
+    from macllm.train.passes import Passes
 
     found: dict[str, float] = {}
-    gradients = Trainer._gradients
+    gradients = Passes.gradients
 
-    def noted(trainer: Trainer) -> Any:
-        result = gradients(trainer)  # evaluated
+    def noted(*arguments: Any) -> Any:
+        result = gradients(*arguments)  # evaluated
         found["gradient"] = mx.get_peak_memory() / 1e6
         return result
 
-    Trainer._gradients = noted
+    Passes.gradients = noted
     if peer == "mlx-lm":
         compare_training.put_blas_under_mlx()
     make = {"macllm": compare_training.macllm, "mlx-lm": compare_training.mlx_lm}[peer]

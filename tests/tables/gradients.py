@@ -133,7 +133,7 @@ class Subject:
             model = load_model(folder / "base")
         self.twins = Twins(model, oracle, folder, adapts=name in ADAPTED)
         config = TrainConfig(data="rows", iters=1)
-        self.gradient = Trainer.of(model, CausalLM(), config, Dataset(list(UNEQUAL), [], Counts())).gradient
+        self.gradient = Trainer.of(model, CausalLM(), config, Dataset(list(UNEQUAL), [], Counts())).passes.gradient
         model.train()
 
     def compare(self, rows: Rows) -> Difference:

@@ -22,6 +22,7 @@ from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Arrays, Loss, OptimizerState
 from macllm.train.events import Evaluated, Finished, Prepared, Saved, Step, TrainEvent
 from macllm.train.loop import Trainer
+from macllm.train.passes import Passes
 from macllm.train.rows import PlainText, Row
 from macllm.train.sources import Rows, Validation
 from tests.train.toy import CharTokenizer, ToyLM
@@ -220,7 +221,7 @@ def test_an_optimizer_with_other_slots_trains_and_resumes_to_the_same_bytes(
         for stop in stops:
             models.append(ToyLM(VOCAB, seed=0 if stop or name == "whole" else 3))
             kept = run.snapshots(tmp_path / name, config, {})
-            events = Trainer(models[-1], objective, source, validation, Momentum(), config, kept).run()
+            events = Trainer(Passes(models[-1], objective, source, validation), Momentum(), config, kept).run()
             with closing(events):
                 for event in events:
                     if isinstance(event, Step) and event.step == stop:

@@ -25,6 +25,7 @@ from macllm.train.events import Advanced, Finished, Restarted, Step, TrainEvent
 from macllm.train.loop import Trainer
 from macllm.train.objectives.clm import Batch, CausalLM
 from macllm.train.optim import configured
+from macllm.train.passes import Passes
 from macllm.train.runs import full_memory
 from macllm.train.runs.supervisor import supervised
 from macllm.train.snapshot import Snapshots
@@ -95,7 +96,7 @@ def straight(config: FinetuneConfig, micro_batch: int) -> dict[str, mx.array]:
     size, count = config.batch_size, config.grad_accumulation_steps
     source = Rows(objective, examples, batch_size=size, accumulation=count, seed=seed).regrouped(micro_batch)
     validation = Validation(objective, [], batch_size=size, most=-1, seed=seed)
-    for _ in Trainer(model, objective, source, validation, configured(config, model), config).run():
+    for _ in Trainer(Passes(model, objective, source, validation), configured(config, model), config).run():
         pass
     return weights(model)
 
@@ -201,7 +202,7 @@ def test_a_run_with_smaller_batches_evaluates_the_same_sample(config: FinetuneCo
     for size in (8, 2):
         smaller = replace(config, batch_size=size, grad_accumulation_steps=8 // size, val_batches=2)
         kept = Snapshots(tmp_path / "snapshots", 1, smaller.reproducibility_fields(), began=began)
-        validation = Trainer.of(model, objective, smaller, rows, kept).validation
+        validation = Trainer.of(model, objective, smaller, rows, kept).passes.validation
         batches.append([batch.inputs for batch in validation.batches()])
     assert [len(each) for each in batches] == [2, 8]
     sample, parts = (sorted(row.tobytes().rstrip(b"\0") for each in some for row in each) for some in batches)

@@ -30,6 +30,7 @@ from macllm.train.events import Advanced, Counts, Evaluated, Finished, Prepared,
 from macllm.train.loop import Trainer, total_steps
 from macllm.train.objectives.clm import Batch, CausalLM, collate
 from macllm.train.optim import AdamW
+from macllm.train.passes import Passes
 from macllm.train.snapshot import Snapshots, TrainState
 from macllm.train.sources import Rows, Validation
 from tests.train.toy import ToyLM, arithmetic_rows
@@ -305,7 +306,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path: Pa
     validation = Validation(CLM, [], batch_size=4, most=-1, seed=0)
     adam = Overflowing(config.beta1, config.beta2, config.epsilon, 0.0)
     with pytest.raises(MacllmError, match="the weights after step 8 are not finite"):
-        list(Trainer(model, CLM, source, validation, adam, config, snapshots(tmp_path, config)).run(export))
+        list(Trainer(Passes(model, CLM, source, validation), adam, config, snapshots(tmp_path, config)).run(export))
     kept = snapshots(tmp_path, config).latest()
     assert kept is not None
     assert kept.step == 6

@@ -324,7 +324,7 @@ def test_a_packed_run_trains_each_row_once_an_epoch_and_reports_its_bins() -> No
     prepared, *_ = events = list(trainer.run())
     assert isinstance(prepared, Prepared)
     assert (prepared.bins, prepared.bin_tokens, prepared.binned, prepared.steps) == (4, 40, 9, 4)
-    batches = [b for step in range(2) for b in trainer.source.batches(step, trainer.model)]
+    batches = [b for step in range(2) for b in trainer.passes.source.batches(step, trainer.model)]
     assert sum(b.num_target_tokens for b in batches) == sum(e.num_target_tokens for e in dataset.train)
     assert {type(event).__name__ for event in events} >= {"Step", "Finished"}
 
@@ -412,7 +412,7 @@ def test_one_trajectory_packed_or_padded() -> None:
         config = replace(CONFIG, iters=6, learning_rate=1e-2)
         trainer = Trainer.of(model, CausalLM(), config, Dataset(examples, [], Counts()))
         if padded:
-            trainer.source = Padded(trainer.source, examples, config)
+            trainer.passes.source = Padded(trainer.passes.source, examples, config)
         list(trainer.run())
         weights.append({name: np.array(w) for name, w in tree_flatten(model.parameters())})
     for name, one in weights[0].items():

@@ -38,8 +38,8 @@ def trainer(bits: int, unpacks: bool) -> Trainer:
 def test_a_quantized_base_trains_and_evaluates_as_its_unpacked_weights(bits: int) -> None:
     """Nothing is rounded to 8 bits, in the first layer either, whose inputs have no gradient."""
     packed, unpacked = (trainer(bits, unpacks) for unpacks in (False, True))
-    (loss, *_), found = packed.gradient(collate(examples()))
-    (want, *_), wanted = unpacked.gradient(collate(examples()))
+    (loss, *_), found = packed.passes.gradient(collate(examples()))
+    (want, *_), wanted = unpacked.passes.gradient(collate(examples()))
     assert loss.item() == pytest.approx(want.item(), rel=1e-6)
     gradients = dict(tree_flatten(found))
     for name, gradient in tree_flatten(wanted):

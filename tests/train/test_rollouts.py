@@ -151,7 +151,7 @@ def test_at_most_32_answers_are_sampled_side_by_side_unless_one_prompt_has_more(
 
 
 def rollout(one: Trainer[PolicyBatch], step: int = 0) -> list[np.ndarray]:
-    batches = list(one.source.batches(step, one.model))
+    batches = list(one.passes.source.batches(step, one.model))
     return [np.array(each.rows.inputs)[:, :6] for each in batches]
 
 
@@ -169,10 +169,10 @@ def test_a_rollout_is_a_function_of_seed_step_and_weights() -> None:
 def test_a_rollout_does_not_depend_on_micro_batches(objective: str) -> None:
     one = trainer(objective, num_iterations=2)
     prompts = [PromptExample(np.arange(1, n + 2, dtype=np.int32), f"rows:{n}", "?") for n in range(1, 7)]
-    rows = Rows(one.objective, prompts, batch_size=4, accumulation=1, seed=0)
+    rows = Rows(one.passes.objective, prompts, batch_size=4, accumulation=1, seed=0)
     kept = []
     for size in (4, 1, 3):
-        source = one.objective.source(rows.regrouped(size), size)  # type: ignore[attr-defined]
+        source = one.passes.objective.source(rows.regrouped(size), size)  # type: ignore[attr-defined]
         list(source.batches(0, one.model))
         kept.append(source.kept(1))
     assert kept[0]
@@ -184,13 +184,13 @@ def test_answers_without_a_reward_are_told_and_not_trained_on() -> None:
         return [[1.0, float("nan"), float("inf")][i % 3] for i in range(len(answers.completions))]
 
     one = trainer(reward=some)
-    batches = list(one.source.batches(0, one.model))
+    batches = list(one.passes.source.batches(0, one.model))
     assert sum(map(len, batches)) == 2
     assert {batch.metrics["invalid_rewards"] for batch in batches} == {float(np.float32(2 / 3))}
     assert all(np.isfinite(array).all() for batch in batches for array in batch.columns.values())
     silent = trainer(reward=lambda answers: [None] * len(answers.completions))
     with pytest.raises(MacllmError, match="no answer of rollout 1 has a reward"):
-        list(silent.source.batches(0, silent.model))
+        list(silent.passes.source.batches(0, silent.model))
 
 
 def test_groups_of_equal_rewards_are_told_and_give_no_gradient() -> None:
@@ -227,14 +227,14 @@ def test_a_run_resumes_bit_for_bit(case: str, tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_after_its_rollout_generates_the_same_again(tmp_path: Path) -> None:
     whole = finished(trainer())
     stopped = trainer(folder=tmp_path)
-    loss = stopped.objective.loss
+    loss = stopped.passes.objective.loss
 
     def interrupted(model: Any, batch: Any) -> Loss:
         if stopped.state.step == 2:
             raise KeyboardInterrupt
         return loss(model, batch)
 
-    stopped.objective.loss = interrupted  # type: ignore[method-assign]
+    stopped.passes.objective.loss = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         finished(stopped)
     assert weights(finished(trainer(folder=tmp_path))) == weights(whole)
@@ -245,14 +245,14 @@ def test_a_snapshot_without_its_rollout_is_seen_as_another_run(tmp_path: Path) -
     whole = finished(trainer(num_iterations=3))
     finished(trainer(folder=tmp_path, num_iterations=3), steps=2)
     resumed = trainer(folder=tmp_path, num_iterations=3)
-    resumed.source.restore({})  # type: ignore[attr-defined]
+    resumed.passes.source.restore({})  # type: ignore[attr-defined]
     assert weights(finished(resumed)) != weights(whole)
 
 
 def test_a_rollout_survives_its_arrays() -> None:
     one = trainer("ppo", num_iterations=2)
-    list(one.source.batches(0, one.model))
-    kept = one.source.kept(1)  # type: ignore[attr-defined]
+    list(one.passes.source.batches(0, one.model))
+    kept = one.passes.source.kept(1)  # type: ignore[attr-defined]
     again = Rollout.from_arrays(kept).arrays()
     assert kept.keys() == again.keys()
     assert {"column.old", "column.reference", "column.advantages", "column.returns", "column.values"} <= kept.keys()
@@ -261,8 +261,8 @@ def test_a_rollout_survives_its_arrays() -> None:
 
 def test_validation_measures_the_mean_reward_and_draws_the_same_each_time() -> None:
     one = trainer()
-    batch = next(iter(one.validation.batches()))
-    losses = [one.objective.evaluate(one.model, batch) for _ in range(2)]  # type: ignore[attr-defined]
+    batch = next(iter(one.passes.validation.batches()))
+    losses = [one.passes.objective.evaluate(one.model, batch) for _ in range(2)]  # type: ignore[attr-defined]
     assert losses[0].numerator.item() == losses[1].numerator.item() == -losses[0].metrics["reward"].item()
     assert losses[0].denominator == 2
     assert one.model.training
@@ -273,7 +273,7 @@ def test_a_prompt_that_fills_the_context_is_refused() -> None:
     long = PromptExample(np.ones(2048 * 4, np.int32), "rows:9", "?")
     object.__setattr__(one.model.info, "context_length", 100)
     with pytest.raises(DoesNotFitError, match="rows:9 has 8192 tokens"):
-        one.objective._limit(one.model, long)  # type: ignore[attr-defined]
+        one.passes.objective._limit(one.model, long)  # type: ignore[attr-defined]
 
 
 def test_metrics_are_json(tmp_path: Path) -> None:

@@ -11,21 +11,21 @@ import pytest
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Step
 from macllm.train.finetune import finetune
-from macllm.train.loop import Trainer
+from macllm.train.passes import Passes
 
 
 def followed(config: FinetuneConfig) -> tuple[Path, list[Step], list[Any]]:
     """The result of a run, and the report and the micro-batches of each step."""
     batches: list[Any] = []
     steps: list[Step] = []
-    gradients = Trainer._gradients
+    gradients = Passes.gradients
 
-    def noted(self: Trainer[Any]) -> Any:
-        batches.extend(self.source.batches(self.state.step, self.model))
-        return gradients(self)
+    def noted(self: Passes[Any], step: int, weights: Any) -> Any:
+        batches.extend(self.source.batches(step, self.model))
+        return gradients(self, step, weights)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_gradients", noted)
+        patch.setattr(Passes, "gradients", noted)
         path = finetune(config, on_event=lambda event: steps.append(event) if isinstance(event, Step) else None)
     return path, steps, batches
 

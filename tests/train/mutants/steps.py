@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from macllm.train import loop, optim
+from macllm.train import loop, optim, passes
 from macllm.train.contract import Loss, OptimizerState
 from tests.train import test_loop, test_optim
 
@@ -28,13 +28,13 @@ def _gradients() -> Any:
 
 def average_means(patch: Patch) -> None:
     """Micro-batches count alike, however many tokens they have."""
-    loss = loop.Trainer.loss
+    loss = passes.Passes.loss
 
-    def mean(trainer: Any, batch: Any) -> Loss:
-        numerator, denominator, metrics = loss(trainer, batch)
+    def mean(of: Any, batch: Any) -> Loss:
+        numerator, denominator, metrics = loss(of, batch)
         return Loss(numerator / denominator, 1.0, metrics)
 
-    patch.setattr(loop.Trainer, "loss", mean)
+    patch.setattr(passes.Passes, "loss", mean)
 
 
 def clip_sums(patch: Patch) -> None:
