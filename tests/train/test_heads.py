@@ -1,4 +1,4 @@
-"""Runs that train heads: labels of texts and words, rewards; their results load, resume and export."""
+"""Runs that train heads: labels of texts and words, rewards; their results load and export."""
 
 from __future__ import annotations
 
@@ -100,20 +100,6 @@ def test_a_run_trains_a_head_that_loads_again(
     assert found == outputs(model, tokenizer, objective)
     with pytest.raises(UsageError, match="cannot generate text"):
         macllm.generate(model, tokenizer, "a", raw=True, max_tokens=1)
-
-
-@pytest.mark.parametrize("objective", ["classify", "tag", "reward"])
-def test_an_interrupted_run_resumes_to_the_same_bytes(objective: str, folder: Path, tmp_path: Path) -> None:
-    whole = settings(folder, tmp_path / "whole", objective, dropout=0.1)
-    finetune(whole)
-    half = settings(folder, tmp_path / "half", objective, dropout=0.1)
-    with closing(finetuning.events(half)) as events:
-        for event in events:
-            if isinstance(event, Saved) and event.step == 2:
-                break
-    finetune(dataclasses.replace(half, resume=True))
-    first, second = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "half"))
-    assert first == second
 
 
 @pytest.mark.parametrize("objective", ["classify", "tag", "reward"])
