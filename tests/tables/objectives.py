@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tests.tables.twins import GRADIENT, LOSS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEARNING = REPOSITORY / "tests" / "learning"
+_LONG = ("constitution",)  # scripts of many minutes, which run last
+_AT_ONCE = 2  # scripts, most of which keep one core busy
 TESTS = ("tests/train/objectives", "tests/tables/test_gradients.py")
 
 
@@ -66,18 +69,19 @@ def measured(tests: Sequence[str], say: Say) -> list[dict[str, Any]]:
 
 
 def learned(scripts: Iterable[Path], say: Say) -> dict[str, dict[str, Any]]:
-    """The findings of the scripts, by objective. One that fails shows nothing."""
-    found: dict[str, dict[str, Any]] = {}
-    for script in scripts:
-        say(f"learning: {script.stem}")
-        command = [sys.executable, "-m", f"tests.learning.{script.stem}"]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        if done.returncode:
-            found[script.stem] = {"shown": (done.stderr.strip().splitlines() or ["no output"])[-1], "held": False}
-            continue
-        found |= json.loads(last)["objectives"]
-    return found
+    """The findings of the scripts, by objective; two scripts run at once. One that fails shows nothing."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = list(pool.map(lambda script: _learned(script, say), scripts))
+    return {name: finding for each in found for name, finding in each.items()}
+
+
+def _learned(script: Path, say: Say) -> dict[str, dict[str, Any]]:
+    say(f"learning: {script.stem}")
+    command = [sys.executable, "-m", f"tests.learning.{script.stem}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {script.stem: {"shown": (done.stderr.strip().splitlines() or ["no output"])[-1], "held": False}}
+    return json.loads(done.stdout.strip().splitlines()[-1])["objectives"]
 
 
 def is_held(difference: dict[str, Any]) -> bool:
@@ -89,7 +93,8 @@ def table(quick: bool, say: Say) -> Table:
     """The worst differences of each objective, and learning; `quick` measures few, without learning."""
     tests = ("tests/train/objectives/test_preferences.py",) if quick else TESTS
     differences = measured(tests, say)
-    scripts = sorted(path for path in LEARNING.glob("[!_]*.py") if not path.stem.startswith("test_"))
+    scripts = [path for path in LEARNING.glob("[!_]*.py") if not path.stem.startswith("test_")]
+    scripts.sort(key=lambda path: (path.stem in _LONG, path.stem))
     shown = {} if quick else learned(scripts, say)
     rows, held = list[list[str]](), list[bool]()
     for name, proof in PROOFS.items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +81,21 @@ def test_a_failed_comparison_or_nothing_learned_misses_the_table(monkeypatch: py
     assert objectives.table(False, print).rows == [["one", "torch", "1", "1.0e-08", "2.0e-06", "1 seen", "0.5 to 0.9"]]
     learned["one"] = {"shown": "0.5 to 0.5", "held": False}
     assert objectives.table(False, print).held is False
+
+
+def test_two_scripts_run_at_once_and_one_that_fails_shows_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        both.wait(timeout=60)
+        name = command[-1].rpartition(".")[2]
+        if name == "broken":
+            return subprocess.CompletedProcess(command, 1, "", "some lines\nKeyError: 'x'\n")
+        last = json.dumps({"objectives": {name: {"shown": "0.9", "held": True}}})
+        return subprocess.CompletedProcess(command, 0, f"progress\n{last}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = objectives.learned([Path("one.py"), Path("broken.py"), Path("two.py"), Path("three.py")], lambda text: None)
+    assert list(found) == ["one", "broken", "two", "three"]
+    assert found.pop("broken") == {"shown": "KeyError: 'x'", "held": False}
+    assert all(each["held"] for each in found.values())

@@ -75,7 +75,7 @@ def _compared(
         said = yield [Query(question.messages, random.getrandbits(32)) for _ in range(2)]
         answers = [each.text for each in said]
         principle = random.choice(principles)
-        asked |= {"answers": answers, "principle": principle.name}
+        asked |= {"answers": answers, "finished": [each.finished for each in said], "principle": principle.name}
         if answers[0] == answers[1]:
             return asked
         orders = (answers, answers[::-1])

@@ -132,6 +132,9 @@ def test_answers_that_the_limit_cut_off_are_not_learned(tmp_path: Path) -> None:
     assert (whole.unfinished, cut.unfinished, cut.decided) == (0, whole.decided, 0)
     assert (cut.undecided, cut.too_long) == (whole.undecided, whole.too_long)
     assert whole.decided > 0
+    for name, finished in (("True", True), ("False", False)):
+        stored = [*lines(tmp_path / name / "pairs.jsonl"), *lines(tmp_path / name / "pairs.skipped.jsonl")]
+        assert [each["finished"] for each in stored if "answers" in each] == [[finished] * 2] * 4
 
 
 def test_answers_side_by_side_are_those_of_one_at_a_time() -> None:
