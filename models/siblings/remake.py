@@ -19,7 +19,7 @@ from pathlib import Path
 
 from macllm_models.maclet import bundle
 from macllm_models.making import curves, trained, written
-from macllm_models.siblings import masked
+from macllm_models.siblings import chats, correction, masked, routing, spelling
 
 HOME = Path(__file__).parent
 MOST_BYTES = 2 * 10**6  # of a sibling's folder
@@ -41,7 +41,11 @@ class Sibling:
     measure: Callable[[Path, Path], str]
 
 
-SIBLINGS = {"encoder": Sibling(masked.make, masked.TOKENIZER, masked.measure)}
+SIBLINGS = {
+    "encoder": Sibling(masked.make, masked.TOKENIZER, masked.measure),
+    "text2text": Sibling(spelling.make, spelling.TOKENIZER, correction.measure),
+    "moe": Sibling(chats.make, chats.TOKENIZER, routing.measure),
+}
 
 
 def prepare(sibling: Sibling, build: Path) -> None:
