@@ -25,14 +25,16 @@ from .loop import Trainer
 
 
 def train(
-    config: PretrainConfig | None = None, *, on_event: Callable[[TrainEvent], None] | None = None, **keywords: Any
+    settings: PretrainConfig | None = None, /, *, on_event: Callable[[TrainEvent], None] | None = None, **keywords: Any
 ) -> Path:
     """Train from random weights and return the run directory, with the checkpoint in `model/`.
 
-    Takes a config or its fields as keywords. Interrupted, it leaves a snapshot and a checkpoint of the last
-    complete step; `resume=True` continues it.
+    Takes a config or its fields as keywords, `config` (the model's config.json) among them. Interrupted, it leaves a
+    snapshot and a checkpoint of the last complete step; `resume=True` continues it. Raises UsageError for both.
     """
-    config = config or PretrainConfig.load(**keywords)
+    if settings is not None and keywords:
+        raise UsageError("a config takes no further keywords; set them in it", cause=", ".join(keywords))
+    config = settings or PretrainConfig.load(**keywords)
     run.follow(events(config), on_event)
     return Path(config.output)
 

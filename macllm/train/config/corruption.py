@@ -30,4 +30,6 @@ class TextToTextSettings(SettingGroup):
     SUBJECT = "Text to text"
     RANGES = (("label_smoothing_factor", 0.0, 0.9),)
 
-    label_smoothing_factor: Annotated[float, "seq2seq: share of the probability that is spread over all tokens"] = 0.0
+    label_smoothing_factor: Annotated[
+        float, "seq2seq: share of the probability spread over all tokens (of pairs: label_smoothing)"
+    ] = 0.0

@@ -35,9 +35,9 @@ class PreferenceSettings(SettingGroup):
     beta: Annotated[float, "scale of log-ratios, odds (orpo), rewards (simpo); 0: 0.1, sigmoid_norm 5, simpo 2"] = 0.0
     gamma: Annotated[float, "simpo: the margin between the rewards of both answers"] = 1.0
     preference_loss: Annotated[PreferenceLoss, "dpo: loss of a pair; sigmoid_norm is per token"] = "sigmoid"
-    label_smoothing: Annotated[float, "dpo: share of pairs in the wrong order; 0: none, robust 0.1, exo_pair 0.001"] = (
-        0.0
-    )
+    label_smoothing: Annotated[
+        float, "dpo: share of swapped pairs (of tokens: label_smoothing_factor); 0: none, robust 0.1, exo_pair 1e-3"
+    ] = 0.0
     desirable_weight: Annotated[float, "kto: weight of good answers"] = 1.0
     undesirable_weight: Annotated[float, "kto: weight of bad answers"] = 1.0
     reference: Annotated[

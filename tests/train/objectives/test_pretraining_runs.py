@@ -64,6 +64,16 @@ def test_text_to_text_learns_words_and_answers_with_them(folder: Path, tmp_path:
     assert not mx.array_equal(*logits)
 
 
+def test_settings_are_a_config_or_keywords_of_which_one_is_the_models_config(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, "mlm", tmp_path / "run", iters=1)
+    with pytest.raises(UsageError, match="no further keywords") as error:
+        train(settings, iters=2)
+    assert error.value.cause == "iters"
+    keywords = {name: value for name, value in settings.as_dict().items() if value != PretrainConfig.defaults()[name]}
+    assert "config" in keywords
+    assert (train(**keywords) / "model/config.json").is_file()
+
+
 def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not an encoder") as error:
         train(config(folder, "mlm", tmp_path / "run", config=folder / "t5.json"))
