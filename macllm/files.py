@@ -107,6 +107,18 @@ def append(path: Path, content: bytes) -> None:
             raise
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that grows by `append`, without their ends.
+
+    An incomplete last line, of a process that was killed, is removed from the file. Raises: OSError.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return whole.split(b"\n")[:-1]
+
+
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a UTF-8 file atomically. Raises: as `replacing`."""
     content = text.encode("utf-8")

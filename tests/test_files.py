@@ -295,3 +295,13 @@ def test_json_with_lone_surrogates_is_written_and_read_as_it_was(tmp_path: Path)
     """Names of files have them, where they are not UTF-8."""
     files.write_json(tmp_path / "a.json", {"\udcff": "\ud800ä"})
     assert files.read_json(tmp_path / "a.json") == {"\udcff": "\ud800ä"}
+
+
+def test_a_line_that_was_cut_off_is_removed_and_the_next_one_appended(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    files.append(path, b"one\n")
+    path.write_bytes(path.read_bytes() + b"t")
+    assert files.whole_lines(path) == [b"one"]
+    files.append(path, b"two\n")
+    assert files.whole_lines(path) == [b"one", b"two"]
+    assert path.read_bytes() == b"one\ntwo\n"

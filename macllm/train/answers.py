@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from macllm.errors import DataError, UsageError
-from macllm.files import json_text, read_json, sync, write_json
+from macllm.files import append, json_text, read_json, whole_lines, write_json
 from macllm.generation.sampling.ranges import LARGEST_SEED
 from macllm.generation.stream import generate
 from macllm.nn.protocol import LanguageModel
@@ -57,15 +56,12 @@ def answering(
     asked = [_question(row) for row in rows]
     facts = {"model": identity, "seed": seed, "options": dict(options or {}), "questions": _hash(asked)}
     answers, first = _begun(output, facts)
-    with output.open("ab") as file:
-        for number in range(first, len(asked)):
-            yield Advanced("asking the teacher", number, len(asked))
-            line = _answer(model, tokenizer, asked[number], (seed + number) % (LARGEST_SEED + 1), options or {})
-            if line is not None:
-                file.write(json_text({**line, _ROW: number}).encode() + b"\n")
-                file.flush()
-                answers += 1
-    sync(output)
+    for number in range(first, len(asked)):
+        yield Advanced("asking the teacher", number, len(asked))
+        line = _answer(model, tokenizer, asked[number], (seed + number) % (LARGEST_SEED + 1), options or {})
+        if line is not None:
+            append(output, json_text({**line, _ROW: number}).encode() + b"\n")
+            answers += 1
     yield Advanced("asking the teacher", len(asked), len(asked))
     return Written(len(asked), answers, len(asked) - answers)
 
@@ -129,10 +125,7 @@ def _begun(output: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
             name for name in facts if stored.get(name) != facts[name]
         )  # fmt: skip
         raise UsageError(f"{output} exists, made with other settings", cause=changed, remedy="another --output")
-    content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    os.truncate(output, len(whole))
-    lines = whole.splitlines()
+    lines = whole_lines(output)
     return len(lines), int(json.loads(lines[-1])[_ROW]) + 1 if lines else 0
 
 

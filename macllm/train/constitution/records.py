@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macllm.errors import DataError, MacllmError, UsageError
-from macllm.files import append, write_text
+from macllm.files import append, whole_lines
 
 
 class Records:
@@ -88,13 +88,10 @@ def identity(*parts: object) -> str:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        data = path.read_bytes()
+        lines = whole_lines(path)
     except OSError as error:
         raise DataError(f"cannot read {path}", cause=error.strerror) from error
-    whole, newline, _ = data.rpartition(b"\n")
-    if whole + newline != data:
-        write_text(path, (whole + newline).decode("utf-8", "surrogatepass"))
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if isinstance(record["id"], str):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from macllm.errors import DataError
-from macllm.nn.protocol import LabelingModel
 from macllm.train.config import FinetuneConfig
-from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import PlainText, Row
 
-from .labelled import LabelBatch, Labelled, closing, collate_labelled, label_loss, label_name, summary
+from .labelled import Labelled, OfLabels, closing, label_name, summary
 from .parts import Parts
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(OfLabels):
     """The objective; `names` are the labels in the order of the head."""
 
     names: tuple[str, ...]
@@ -39,14 +37,6 @@ class Classify:
         inner = tokenizer.encode(row.text, add_special_tokens=False)
         label = np.array([self.names.index(label_name(row.label))], dtype=np.int32)
         return [Labelled(np.array(tokens, dtype=np.int32), label, row.where, closing=closing(tokens, inner))]
-
-    def collate(self, examples: Sequence[Labelled], random: np.random.Generator) -> LabelBatch:
-        """One right-padded batch; nothing in it is random."""
-        return collate_labelled(examples)
-
-    def loss(self, model: LabelingModel, batch: LabelBatch) -> Loss:
-        """Sum over texts of -log p(label), and their number."""
-        return label_loss(model, batch)
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Accuracy and F1, the mean over labels."""

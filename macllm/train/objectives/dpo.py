@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +16,9 @@ from macllm.train.config import FinetuneConfig, PreferenceLoss
 from macllm.train.contract import Loss
 from macllm.train.data import Dataset
 from macllm.train.events import Advanced
-from macllm.train.render import TextTokenizer
-from macllm.train.rows import Row
 
 from . import reference
-from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .pairs import OfPairs, Pair, PairBatch, halves, log_probabilities, margin_metrics
 from .parts import Parts
 
 _DISCOPOP_TAU = 0.05  # the paper's
@@ -131,7 +129,7 @@ LOSSES: Mapping[PreferenceLoss, Callable[[Ratios], mx.array]] = {
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(OfPairs):
     """The objective: the loss of the config on log-ratios to the model that the run began with."""
 
     config: FinetuneConfig
@@ -147,10 +145,6 @@ class DPO:
         """The share of pairs that are taken to be in the wrong order."""
         return self.config.label_smoothing or {"robust": 0.1, "exo_pair": 1e-3}.get(self.config.preference_loss, 0.0)
 
-    def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Pair]:
-        """The pair of a row."""
-        return [to_pair(row, tokenizer, self.now)]
-
     def prepare(
         self, model: LanguageModel, dataset: Dataset[Pair], folder: Path | None, base: str
     ) -> Generator[Advanced, None, Dataset[Pair]]:
@@ -164,10 +158,6 @@ class DPO:
                          for at, pair in enumerate(part)]
                         for part, values in zip(parts, found, strict=True))  # fmt: skip
         return replace(dataset, train=train, valid=valid)
-
-    def collate(self, examples: Sequence[Pair], random: np.random.Generator) -> PairBatch:
-        """One batch; nothing in it is random."""
-        return collate_pairs(examples)
 
     def loss(self, model: LanguageModel, batch: PairBatch) -> Loss:
         """Sum over pairs of the loss of the config.

@@ -104,6 +104,18 @@ def collate_labelled(examples: Sequence[Labelled]) -> LabelBatch:
     )
 
 
+class OfLabels:
+    """Batches and loss of objectives that learn labels."""
+
+    def collate(self, examples: Sequence[Labelled], random: np.random.Generator) -> LabelBatch:
+        """One right-padded batch; nothing in it is random."""
+        return collate_labelled(examples)
+
+    def loss(self, model: LabelingModel, batch: LabelBatch) -> Loss:
+        """Sum over labels of -log p(label), and their number."""
+        return label_loss(model, batch)
+
+
 def closing(whole: Sequence[int], inner: Sequence[int]) -> int:
     """Number of tokens that follow those of the text itself; 0 if its own are not found."""
     starts = range(len(whole) - len(inner) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,10 +12,8 @@ import numpy as np
 from macllm.nn.protocol import LanguageModel
 from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
-from macllm.train.render import TextTokenizer
-from macllm.train.rows import Row
 
-from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .pairs import OfPairs, PairBatch, halves, log_probabilities, margin_metrics
 from .parts import Parts
 
 _LN2 = float(np.log(2.0))
@@ -24,19 +21,11 @@ _NEAREST = -float(np.finfo(np.float32).eps)  # the log-probability closest to 0 
 
 
 @dataclass(frozen=True)
-class ORPO:
+class ORPO(OfPairs):
     """The objective; `beta` weighs the odds ratio (lambda in the paper). No reference model is needed."""
 
     beta: float = 0.1
     now: datetime | None = None
-
-    def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Pair]:
-        """The pair of a row."""
-        return [to_pair(row, tokenizer, self.now)]
-
-    def collate(self, examples: Sequence[Pair], random: np.random.Generator) -> PairBatch:
-        """One batch; nothing in it is random."""
-        return collate_pairs(examples)
 
     def loss(self, model: LanguageModel, batch: PairBatch) -> Loss:
         """Sum over pairs of -log p(chosen) - beta * log sigmoid(log odds ratio) (eq. 6, 7).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -27,7 +27,7 @@ class Pair:
 
     chosen: Example
     rejected: Example
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, float] | None = field(default=None, kw_only=True)
 
     @property
     def where(self) -> str:
@@ -60,7 +60,9 @@ class Pair:
 
     def cut(self, start: int, stop: int) -> Self:
         """The pair of the tokens from `start` to `stop` of each."""
-        return type(self)(self.chosen.cut(start, stop), self.rejected.cut(start, stop))
+        return replace(
+            self, chosen=self.chosen.cut(start, stop), rejected=self.rejected.cut(start, stop), reference=None
+        )
 
     def fingerprint(self) -> bytes:
         """The fingerprints of both."""
@@ -117,6 +119,20 @@ def collate_pairs(pairs: Sequence[Pair]) -> PairBatch:
     known = [pair.reference for pair in pairs if pair.reference is not None]
     reference = np.array(known, dtype=np.float32).T.reshape(-1) if len(known) == len(pairs) else None
     return PairBatch(collate([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]), reference)
+
+
+class OfPairs:
+    """Examples and batches of objectives that learn from pairs; templates write the date of `now`."""
+
+    now: datetime | None
+
+    def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Pair]:
+        """The pair of a row."""
+        return [to_pair(row, tokenizer, self.now)]
+
+    def collate(self, examples: Sequence[Pair], random: np.random.Generator) -> PairBatch:
+        """One batch; nothing in it is random."""
+        return collate_pairs(examples)
 
 
 def log_probabilities(model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:

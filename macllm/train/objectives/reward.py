@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,11 +31,7 @@ from .parts import Parts
 class RankedPair(Pair):
     """A pair, and by how much the reward of the better answer is to be larger at least."""
 
-    margin: float = 0.0
-
-    def cut(self, start: int, stop: int) -> Self:
-        """The pair of the tokens from `start` to `stop` of each."""
-        return type(self)(self.chosen.cut(start, stop), self.rejected.cut(start, stop), margin=self.margin)
+    margin: float = field(default=0.0, kw_only=True)
 
     def fingerprint(self) -> bytes:
         """The fingerprints of both, and the margin."""

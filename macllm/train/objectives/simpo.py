@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from macllm.nn.protocol import LanguageModel
 from macllm.train.config import FinetuneConfig
 from macllm.train.contract import Loss
-from macllm.train.render import TextTokenizer
-from macllm.train.rows import Row
 
-from .pairs import Pair, PairBatch, collate_pairs, halves, log_probabilities, margin_metrics, to_pair
+from .pairs import OfPairs, PairBatch, halves, log_probabilities, margin_metrics
 from .parts import Parts
 
 
 @dataclass(frozen=True)
-class SimPO:
+class SimPO(OfPairs):
     """The objective; `beta` scales the rewards, which are to differ by `gamma`."""
 
     beta: float = 2.0
     gamma: float = 1.0
     now: datetime | None = None
-
-    def examples(self, row: Row, tokenizer: TextTokenizer) -> list[Pair]:
-        """The pair of a row."""
-        return [to_pair(row, tokenizer, self.now)]
-
-    def collate(self, examples: Sequence[Pair], random: np.random.Generator) -> PairBatch:
-        """One batch; nothing in it is random."""
-        return collate_pairs(examples)
 
     def loss(self, model: LanguageModel, batch: PairBatch) -> Loss:
         """Sum over pairs of -log sigmoid(reward(chosen) - reward(rejected) - gamma) (eq. 6)."""

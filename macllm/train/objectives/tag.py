@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from macllm.errors import DataError
-from macllm.nn.protocol import LabelingModel
 from macllm.text.words import word_tokens
 from macllm.train.config import FinetuneConfig
-from macllm.train.contract import Loss
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import Row, TaggedWords
 
-from .labelled import LabelBatch, Labelled, closing, collate_labelled, label_loss, label_name, summary
+from .labelled import Labelled, OfLabels, closing, label_name, summary
 from .parts import Parts
 
 _OUTSIDE = "O"  # the label of words outside of all spans in CoNLL's files
 
 
 @dataclass(frozen=True)
-class Tag:
+class Tag(OfLabels):
     """The objective; `names` are the labels in the order of the head.
 
     Only the first token of a word has its label, as in BERT (arXiv:1810.04805, 5.3).
@@ -53,14 +51,6 @@ class Tag:
                 closing=closing(tokens, inner),
             )
         ]
-
-    def collate(self, examples: Sequence[Labelled], random: np.random.Generator) -> LabelBatch:
-        """One right-padded batch; nothing in it is random."""
-        return collate_labelled(examples)
-
-    def loss(self, model: LabelingModel, batch: LabelBatch) -> Loss:
-        """Sum over words of -log p(label), and their number."""
-        return label_loss(model, batch)
 
     def summary(self, means: Mapping[str, float]) -> dict[str, float]:
         """Accuracy and F1 over words: of all labels but O if that is one, else the mean over labels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from macllm.checkpoint import load_model
 from macllm.train.config import FinetuneConfig, PreferenceLoss
 from macllm.train.data import Dataset
 from macllm.train.events import Counts
@@ -24,10 +22,10 @@ from macllm.train.objectives.clm import Batch
 from macllm.train.objectives.dpo import DPO
 from macllm.train.objectives.pairs import Pair
 from macllm.train.objectives.pairs import log_probabilities as log_probabilities_of
-from tests.tables.gradients import ADAPTED, CASES, _adapted, example, written
-from tests.tables.twins import Difference, Twins
+from tests.tables.gradients import ADAPTED, example
+from tests.tables.twins import Difference
 from tests.train.objectives.test_preferences import log_probabilities
-from tests.train.objectives.trl_trainers import of_same_type, padded, trainer
+from tests.train.objectives.trl_trainers import WithReference, of_same_type, padded
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.parity]
 # Short answers after longer prompts: log-ratios are differences of sums, whose rounding grows with their length.
@@ -65,30 +63,12 @@ def dpo(loss: Any = "sigmoid", beta: float = 0.3, label_smoothing: float = 0.0) 
     return DPO(FinetuneConfig(data="x", objective="dpo", **settings))
 
 
-class Sides:
+class Sides(WithReference):
     """A model of ours with its reference, and TRL's trainer of models with the same weights."""
 
     def __init__(self, folder: Path, adapter: str = "") -> None:
-        import torch
-
-        self.other = self.other_oracle = None
-        if adapter:
-            model, oracle = _adapted(adapter, folder)
-        else:
-            oracle = written(CASES["Llama, grouped queries"], folder / "base")
-            model = load_model(folder / "base")
-            self.other_oracle = copy.deepcopy(oracle)
-            torch.manual_seed(5)
-            with torch.no_grad():
-                for weight in self.other_oracle.parameters():
-                    weight.add_(0.05 * torch.randn_like(weight))
-            self.other_oracle.save_pretrained(folder / "reference")
-            self.other = load_model(folder / "reference")
-        self.twins = Twins(model, oracle, folder, adapts=bool(adapter))
-        self.trl = trainer("dpo", oracle, self.other_oracle, folder / "trl")
-        if adapter:  # TRL's reference would be a copy of the adapter; a new adapter's is the base
-            oracle.delete_adapter("ref")
-        model.train()
+        super().__init__(folder, adapter)
+        self.trl = self.trainer("dpo", folder / "trl")
 
     def theirs(self, objective: DPO, pairs: Sequence[tuple[Any, Any]]) -> Callable[[Any], Any]:
         """TRL's loss of a batch."""

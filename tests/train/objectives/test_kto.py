@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +13,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from macllm.checkpoint import load_model
 from macllm.errors import DataError
 from macllm.train.config import FinetuneConfig
 from macllm.train.objectives.kto import KTO, Judged
 from macllm.train.objectives.mismatch import joined, partners, prompt_length
 from macllm.train.rows import PlainText, Preference, UnpairedPreference
 from macllm.train.sources import Rows, measured
-from tests.tables.gradients import ADAPTED, CASES, _adapted, example, written
-from tests.tables.twins import Twins
+from tests.tables.gradients import ADAPTED, example
 from tests.train.objectives.test_dpo import prepared
-from tests.train.objectives.trl_trainers import of_same_type, padded, trainer
+from tests.train.objectives.trl_trainers import WithReference, of_same_type, padded
 from tests.train.toy import CharTokenizer, random_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,31 +41,13 @@ def kto(**settings: Any) -> KTO:
     return KTO(FinetuneConfig(data="x", objective="kto", **{"beta": 0.3, **weights, **settings}))
 
 
-class Sides:
+class Sides(WithReference):
     """A model of ours with its reference, and TRL's trainer of models with the same weights."""
 
-    def __init__(self, folder: Path, adapter: str = "", nearer: float = 1.0) -> None:
-        import torch
-
-        self.other = self.other_oracle = None
-        if adapter:
-            model, oracle = _adapted(adapter, folder)
-        else:
-            oracle = written(CASES["Llama, grouped queries"], folder / "base")
-            model = load_model(folder / "base")
-            self.other_oracle = copy.deepcopy(oracle)
-            torch.manual_seed(5)
-            with torch.no_grad():
-                for weight in self.other_oracle.parameters():
-                    weight.add_(0.05 * torch.randn_like(weight))
-            self.other_oracle.save_pretrained(folder / "reference")
-            self.other = load_model(folder / "reference")
-        self.twins = Twins(model, oracle, folder, adapts=bool(adapter))
+    def __init__(self, folder: Path, adapter: str = "") -> None:
+        super().__init__(folder, adapter)
         settings = {"desirable_weight": 1.3, "undesirable_weight": 0.7, "beta": 0.3}
-        self.trl = trainer("kto", oracle, self.other_oracle, folder / "trl", **settings)
-        if adapter:
-            oracle.delete_adapter("ref")
-        model.train()
+        self.trl = self.trainer("kto", folder / "trl", **settings)
 
     def examples(self, answers: Sequence[tuple[Any, bool]]) -> list[Judged]:
         """Prepared examples, the reference stored for a model and live for an adapter."""

@@ -111,7 +111,7 @@ def test_loss_and_slopes_are_those_of_float64(name: str) -> None:
         batch = objective.collate(judged, np.random.default_rng(0))
         batch = replace(batch, divergence=DIVERGENCE)
     else:
-        pairs = [Pair(pair.chosen, pair.rejected, (REFERENCE[at], REFERENCE[at + len(PAIRS)]))
+        pairs = [Pair(pair.chosen, pair.rejected, reference=(REFERENCE[at], REFERENCE[at + len(PAIRS)]))
                  for at, pair in enumerate(PAIRS)]  # fmt: skip
         batch = objective.collate(pairs, np.random.default_rng(0))
     (loss, units, _), tree = nn.value_and_grad(model, lambda: objective.loss(model, batch))()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.tables.gradients import VOCAB
+from macllm.checkpoint import load_model
+from tests.tables.gradients import CASES, VOCAB, _adapted, written
+from tests.tables.twins import Twins
 
 
 def trainer(kind: str, oracle: Any, reference: Any, folder: Path, **settings: Any) -> Any:
@@ -66,3 +69,33 @@ def of_same_type(reference: Any, oracle: Any) -> Iterator[None]:
     yield
     if reference is not None:
         reference.float()
+
+
+class WithReference:
+    """A model of ours with its reference, and the same models for TRL; that of an adapter is its base."""
+
+    def __init__(self, folder: Path, adapter: str = "") -> None:
+        import torch
+
+        self.other = self.other_oracle = None
+        if adapter:
+            self.model, self.oracle = _adapted(adapter, folder)
+        else:
+            self.oracle = written(CASES["Llama, grouped queries"], folder / "base")
+            self.model = load_model(folder / "base")
+            self.other_oracle = copy.deepcopy(self.oracle)
+            torch.manual_seed(5)
+            with torch.no_grad():
+                for weight in self.other_oracle.parameters():
+                    weight.add_(0.05 * torch.randn_like(weight))
+            self.other_oracle.save_pretrained(folder / "reference")
+            self.other = load_model(folder / "reference")
+        self.twins = Twins(self.model, self.oracle, folder, adapts=bool(adapter))
+        self.model.train()
+
+    def trainer(self, kind: str, folder: Path, **settings: Any) -> Any:
+        """TRL's trainer of the models."""
+        made = trainer(kind, self.oracle, self.other_oracle, folder, **settings)
+        if self.other is None:  # TRL's reference would be a copy of the adapter; a new adapter's is the base
+            self.oracle.delete_adapter("ref")
+        return made
