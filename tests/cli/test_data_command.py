@@ -121,7 +121,7 @@ def test_without_a_subcommand_the_help_is_printed(capsys: pytest.CaptureFixture[
     assert "check" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "column"), [("critique", "completion"), ("prefer", "answers")])
+@pytest.mark.parametrize(("name", "column"), [("critique", "answer"), ("prefer", "answers")])
 def test_a_model_judges_its_own_answers(
     name: str, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
