@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from macllm.files import json_text
-from macllm.train.config import FinetuneConfig
+from macllm.train.config import FinetuneConfig, FinetuneObjective, PretrainConfig
+from macllm.train.config.objective import OBJECTIVES, AnyObjective
 from macllm.units import bytes_text, count_text
 
 from . import answers, constitution, names
@@ -49,10 +50,11 @@ for _made in (answers.answer, constitution.critique, constitution.prefer):
 )  # fmt: skip
 @click.option(
     "--objective",
-    type=click.Choice(("sft", "dpo", "kto", "orpo", "simpo", "reward")),
+    type=click.Choice(tuple(OBJECTIVES)),
+    metavar="NAME",
     default="sft",
     show_default=True,
-    help="Objective of the run that the rows are for.",
+    help=f"Objective of the run that the rows are for: {', '.join(OBJECTIVES)}.",
 )
 @options_for(FinetuneConfig, _SETTINGS)
 @click.option(
@@ -67,12 +69,12 @@ def check(data: str, model: str, against: tuple[str, ...], show: int | None, as_
     """Check rows as a training run reads, renders and cuts them.
 
     Reports lengths in tokens, rows that cannot be read, are cut or teach nothing, answers whose end is never learned,
-    copies, rows that training and other files share, and biases of preferences. In the rows shown, learned tokens are
-    green and others dim; in a pipe, learned tokens stand between ⟦ and ⟧.
+    copies, rows that training and other files share, labels that are missing or unknown, and biases of preferences. In
+    the rows shown, learned tokens are green and others dim; in a pipe, learned tokens stand between ⟦ and ⟧.
 
     The exit code is 1 if a run would stop with an error, 2 if a file is missing or rows of --against cannot be read.
     """
-    config = FinetuneConfig.load(data=data, model=model, **fields)
+    config = _config(data, model, **fields)
     folder = fetch_tokenizer(model)
     fetch_rows(config)
     from macllm.text.tokenizer import Tokenizer
@@ -117,6 +119,17 @@ def cache(clear: bool, as_json: bool) -> None:
     click.echo(f"{folder}: {count_text(len(entries))} files, {bytes_text(size)}")
     if clear:
         click.echo(f"{bytes_text(freed)} freed")
+
+
+def _config(data: str, model: str, objective: AnyObjective, **fields: Any) -> FinetuneConfig | PretrainConfig:
+    """The settings of a run on the rows; those that it needs beside them do not matter."""
+    if objective not in get_args(FinetuneObjective):
+        return PretrainConfig.load(data=data, objective=objective, **fields)
+    if "rewards" in OBJECTIVES[objective].reads:
+        fields["rewards"] = ("exact_match",)
+    if "teacher" in OBJECTIVES[objective].reads:
+        fields["teacher"] = model
+    return FinetuneConfig.load(data=data, model=model, objective=objective, **fields)
 
 
 def _print(report: DataReport) -> None:

@@ -41,6 +41,7 @@ from .config.reinforcement import Importance, PolicyLoss, ScaleRewards
 from .contract import Generates
 from .events import TrainEvent
 from .loop import Trainer
+from .objectives.value_head import drop_value_head
 from .parameters import tell_of_experts, train_weights
 
 _RESIZE = "resize the model's embedding (transformers: resize_token_embeddings), or remove the added tokens"
@@ -205,7 +206,7 @@ def _events(config: FinetuneConfig, folder: Path, notes: Sequence[str]) -> Gener
         objective = objective.bound(model, tokenizer)
 
     def export() -> Path:
-        objectives.drop_value_head(cast("nn.Module", model))
+        drop_value_head(cast("nn.Module", model))
         if config.method == "full":
             saved = checkpoint.save(model, tokenizer, config.result, checkpoint.stored_types(source))
             _lengthen(saved / "tokenizer_config.json", config.context_length)

@@ -17,8 +17,7 @@ from macllm.text.tokenizer import Tokenizer
 from . import data, rows
 from .config import FinetuneConfig
 from .config.objective import OBJECTIVES
-from .objectives.labelled import label_name
-from .rows import Label, PlainText, Row, TaggedWords
+from .rows import Label, PlainText, Row, TaggedWords, label_name
 
 log = logging.getLogger("macllm")
 

@@ -16,9 +16,11 @@ from macllm.errors import DataError
 from macllm.train import data
 from macllm.train.check import DataReport, Lengths, check
 from macllm.train.check.shown import show
-from macllm.train.config import FinetuneConfig, TrainConfig
+from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
 from macllm.train.objectives.clm import CausalLM
+from macllm.train.objectives.seq2seq import TextToText
 from macllm.train.render import Example
+from macllm.train.rows import parse
 from tests.train.test_render import forgetful, plain, unstable
 from tests.train.toy import CharTokenizer
 
@@ -313,3 +315,77 @@ def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
 def test_a_check_imports_no_mlx() -> None:
     program = "import sys, macllm.train.check; print('mlx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"False\n"
+
+
+class WithTokens(Checkable):
+    """A tokenizer with a mask token and no sentinels."""
+
+    folder = "here"
+    mask_token_id = ord("§")
+
+    def token_to_id(self, token: str) -> int | None:
+        return None
+
+
+TEXT = {"text": "some text"}
+LABELLED = [{"text": f"text {n}", "label": n % 2} for n in range(4)]
+TAGGED = [{"words": ["a", f"b{n}"], "tags": ["O", "X"]} for n in range(4)]
+PROMPTS = [{"prompt": f"question {n}"} for n in range(4)]
+WORDS = [{"source": f"word {n}", "target": f"{n} drow"} for n in range(4)]
+
+
+def of_objective(objective: str, path: Path, rows: list[Any], **settings: Any) -> DataReport:
+    needed = {"grpo": {"rewards": ("exact_match",)}, "ppo": {"rewards": ("exact_match",)}}.get(objective, {})
+    kind = PretrainConfig if objective in ("clm", "mlm", "span", "infill") else FinetuneConfig
+    limit, against = settings.pop("context_length", None), settings.pop("against", ())
+    given = {"data": write(path / "rows.jsonl", rows), "objective": objective, **needed, **settings}
+    return check(kind.load(**given), WithTokens(plain), against=against, context_length=limit, show=1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "good", "bad", "codes_of_bad"),
+    [
+        ("classify", LABELLED, [*LABELLED, TEXT], {"unlabelled": 1}),
+        ("classify", LABELLED, LABELLED[::2], {"one-label": 1}),
+        ("tag", TAGGED, LABELLED, {"other-objective": 4}),
+        ("grpo", PROMPTS, GOOD[:2], {"other-objective": 2}),
+        ("ppo", PROMPTS, [*PROMPTS, {"prompt": "long" * 20}], {"long-prompts": 1}),
+        ("seq2seq", WORDS, [*WORDS, {"prompt": [{"role": "user", "content": "a"}], "completion": [
+            {"role": "assistant", "content": "b"}]}], {"unusable": 1}),
+        ("mlm", [TEXT], PROMPTS, {"other-objective": 4}),
+        ("infill", [TEXT], WORDS, {"other-objective": 4}),
+        ("clm", [TEXT], PROMPTS, {"other-objective": 4}),
+    ],
+)  # fmt: skip
+def test_rows_of_any_objective_are_checked(
+    objective: str, good: list[Any], bad: list[Any], codes_of_bad: dict[str, int], tmp_path: Path
+) -> None:
+    settings = {"max_seq_length": 60}
+    assert {f.code for f in of_objective(objective, tmp_path, good, **settings).findings} <= {"end-never-learned"}
+    found = codes(of_objective(objective, tmp_path, bad, **settings))
+    assert {code: count for code, count in found.items() if code != "end-never-learned"} == codes_of_bad
+
+
+def test_a_span_needs_sentinels_and_a_prompt_room_for_an_answer(tmp_path: Path) -> None:
+    assert codes(of_objective("span", tmp_path, [TEXT]))["no-such-token"] == 1
+    longest = of_objective("grpo", tmp_path, PROMPTS).splits[0].lengths.most
+    report = of_objective("grpo", tmp_path, PROMPTS, context_length=longest)
+    assert codes(report) == {"no-room": 4}
+    assert report.errors == 1
+
+
+def test_labels_of_other_files_that_are_never_learned_are_told(tmp_path: Path) -> None:
+    other = write(tmp_path / "test.jsonl", [{"text": "new", "label": "unknown"}])
+    report = of_objective("classify", tmp_path, LABELLED, against=(other,))
+    assert codes(report) == {"unseen-labels": 1}
+    assert report.errors == 0
+
+
+def test_a_source_and_its_target_are_as_long_as_the_longer_one(tmp_path: Path) -> None:
+    rows = [{"source": "abcdef", "target": "ab"}]
+    whole, cut = (of_objective("seq2seq", tmp_path, rows, max_seq_length=most) for most in (60, 5))
+    lengths = [each.splits[0].lengths.most for each in (whole, cut)]
+    assert lengths[0] == lengths[1] == len(TextToText().examples(parse(rows[0], "rows"), WithTokens(plain))[0])
+    (learned,) = {each.splits[0].counts.supervised_tokens for each in (whole, cut)}
+    assert "ab" in "".join(piece.text for piece in whole.shown[0].pieces if piece.weight)
+    assert (cut.splits[0].counts.truncated_rows, learned) == (1, whole.splits[0].supervised_lengths.most)

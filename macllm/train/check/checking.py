@@ -11,11 +11,11 @@ import numpy as np
 
 from macllm.errors import DataError
 from macllm.train import rows
-from macllm.train.config import FinetuneConfig, TrainConfig
+from macllm.train.config import TrainConfig
 from macllm.train.events import Advanced
 from macllm.train.rows import Row
 
-from . import findings
+from . import by_objective, findings
 from .lengths import Lengths
 from .likeness import Key, copies, question_key, similar_key
 from .report import DataReport, Finding, SplitReport, TokenUse
@@ -24,6 +24,7 @@ from .split import CheckedSplit, Role, RunSettings, encode_split, read_split
 if TYPE_CHECKING:
     from macllm.text.tokenizer import Tokenizer
 
+_FINDERS = (findings.reading, findings.supervision, by_objective.prompts, findings.content, findings.preferences)
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -59,8 +60,7 @@ def checking(
     cannot be read.
     """
     limit = min(config.max_seq_length, context_length or config.max_seq_length)
-    objective = config.objective if isinstance(config, FinetuneConfig) else "sft"
-    settings = RunSettings(config, tokenizer, limit)
+    settings = RunSettings(config, tokenizer, limit, context_length)
     train, valid = rows.find_files(config.data, config.valid)
     files: list[tuple[Role, str, rows.Source]] = [("train", "train", train)]
     if valid:
@@ -76,9 +76,10 @@ def checking(
         splits.append(split)
     for split in splits:
         yield from encode_split(split, settings, show if split.role == "train" else 0)
-    found: list[Finding] = list(findings.kinds([split for split in splits if split.role != "test"], objective))
+    found: list[Finding] = [*by_objective.special_tokens(settings), *by_objective.labels(splits, settings.objective)]
+    found += findings.kinds([split for split in splits if split.role != "test"], settings.objective)
     for split in splits:
-        for finder in (findings.reading, findings.supervision, findings.content, findings.preferences):
+        for finder in _FINDERS:
             found += finder(split, settings)
     alike = [_Likeness(split.rows) for split in splits]
     for split, likeness in zip(splits, alike, strict=True):

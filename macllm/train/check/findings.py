@@ -19,6 +19,7 @@ from .report import Finding, Level
 from .split import CheckedSplit, RunSettings
 
 MOST_PLACES = 100
+_WITHOUT_ENDS = ("classify", "tag", "mlm", "span", "infill")  # objectives that learn no end of an answer
 _SHARE_LONGER = 0.6  # share of pairs with the longer answer chosen, above which length is told
 _SURE = 3.0  # standard deviations of a fair coin
 _LOPSIDED = 0.1  # share of the rarer label
@@ -50,7 +51,7 @@ def kinds(splits: Sequence[CheckedSplit], objective: AnyObjective = "sft") -> It
     if others and len(found) > 1:
         places = [row.where for split in splits for row in split.rows if row.kind == min(found, key=found.__getitem__)]
         text = f"rows of kinds that no objective takes together: {counted}"
-        yield _finding("error", "mixed-kinds", text, places, "one kind of row in a file")
+        yield finding("error", "mixed-kinds", text, places, "one kind of row in a file")
         return
     if others and Chat not in taken:
         text = f"{counted} rows, and objective is {objective}"
@@ -68,21 +69,23 @@ def kinds(splits: Sequence[CheckedSplit], objective: AnyObjective = "sft") -> It
 
 def supervision(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Rows that are cut, that teach nothing, or that never teach an end."""
+    if all(row.kind == PromptOnly.kind for row in split.rows):
+        return
     counts, config = split.encoding.counted(), settings.config
     limit, total = count_text(settings.limit), max(1, sum(whole for whole, _ in split.wholes))
     if split.cut and config.long_rows == "truncate":
         text = f"cut to {limit} tokens: {count_text(counts.lost_tokens)} tokens ({counts.lost_tokens / total:.1%}) and "
-        yield _rows(split, "warning", "truncated", f"{text}the ends are lost", split.cut, "--max-seq-length")
+        yield in_rows(split, "warning", "truncated", f"{text}the ends are lost", split.cut, "--max-seq-length")
     elif split.cut and config.long_rows != "error":
         done = "dropped" if config.long_rows == "drop" else "split into pieces where they are texts, else cut"
-        yield _rows(split, "note", "long", f"longer than {limit} tokens: {done}", split.cut, "--max-seq-length")
-    if not split.rows or all(row.kind == PromptOnly.kind for row in split.rows):
+        yield in_rows(split, "note", "long", f"longer than {limit} tokens: {done}", split.cut, "--max-seq-length")
+    if not split.rows or settings.objective in _WITHOUT_ENDS:
         return
     nothing = split.role == "train" and bool(split.wholes) and not split.encoding.kept
     if places := split.unsupervised + split.dropped * nothing:
         remedy = "answers of the assistant in these rows, or a larger --max-seq-length"
         text = "without supervised tokens: nothing is learned from them"
-        yield _rows(split, "error" if nothing else "warning", "unsupervised", text, places, remedy)
+        yield in_rows(split, "error" if nothing else "warning", "unsupervised", text, places, remedy)
     if split.unended:
         remedy = "a template that ends an answer with an end token"
         untaught = len(split.unsupervised) + len(split.dropped) + len(split.unrenderable)
@@ -90,50 +93,52 @@ def supervision(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]
             text = "all: no end of an answer is supervised, the model will not learn to stop"
         else:
             text = "where no end of an answer is supervised"
-        yield _rows(split, "warning", "end-never-learned", text, split.unended, remedy)
+        yield in_rows(split, "warning", "end-never-learned", text, split.unended, remedy)
     if split.without_calls:
         text = "with a call of a tool that the template does not write: it is not learned"
-        yield _rows(split, "warning", "call-left-out", text, split.without_calls, "a model whose template writes calls")
+        yield in_rows(
+            split, "warning", "call-left-out", text, split.without_calls, "a model whose template writes calls"
+        )
     if split.without_reasoning:
         text, remedy = "with reasoning that the template does not write: it is not learned", "a model that reasons"
-        yield _rows(split, "warning", "reasoning-left-out", text, split.without_reasoning, remedy)
+        yield in_rows(split, "warning", "reasoning-left-out", text, split.without_reasoning, remedy)
     if split.unknown_roles:
         text = "with a message of a role that the template does not name"
-        yield _rows(
+        yield in_rows(
             split, "warning", "unknown-role", text, split.unknown_roles, "roles system, user, assistant and tool"
         )
     if split.expanded:
         text = "whose template rewrites earlier answers: one example for each answer, {} tokens in place of {}"
         text = text.format(*map(count_text, split.expanded_tokens))
-        yield _rows(split, "note", "expanded", text, split.expanded)
+        yield in_rows(split, "note", "expanded", text, split.expanded)
 
 
 def content(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Empty turns, unused columns, conversations without a last answer, special tokens in messages."""
     empty = [row.where for row in split.rows if _has_empty_turn(row)]
     if empty:
-        yield _rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
+        yield in_rows(split, "warning", "empty-turns", "with an empty turn", empty, "leave them out, or complete them")
     unused = [row.where for row in split.rows if has_unused_columns(row, settings.tokenizer)]
     if unused:
         text = "with tools or variables for a template, which are ignored: their text is made without one"
-        yield _rows(split, "note", "unused-columns", text, unused)
+        yield in_rows(split, "note", "unused-columns", text, unused)
     open_ended = [row.where for row in split.rows if isinstance(row, Chat) and row.messages[-1]["role"] != "assistant"]
     if open_ended:
         text = "with messages after the last answer, which are not learned"
-        yield _rows(split, "note", "open-ended", text, open_ended)
+        yield in_rows(split, "note", "open-ended", text, open_ended)
     names = filter(None, map(settings.tokenizer.id_to_token, sorted(settings.tokenizer.special_ids)))
     if pattern := "|".join(re.escape(name) for name in names if len(name) > 2):
         spelled = re.compile(pattern)
         if found := [row.where for row in split.rows if any(map(spelled.search, _message_texts(row)))]:
             text = "with the text of a special token in a message or prompt: it becomes that token"
-            yield _rows(split, "warning", "special-in-text", text, found, "remove it, or check that it is meant")
+            yield in_rows(split, "warning", "special-in-text", text, found, "remove it, or check that it is meant")
 
 
 def preferences(split: CheckedSplit, settings: RunSettings) -> Iterator[Finding]:
     """Pairs without a difference, and answers that can be told apart by their length or their label alone."""
     pairs = [row for row in split.rows if isinstance(row, Preference)]
     if equal := [row.where for row in pairs if row.chosen == row.rejected]:
-        yield _rows(split, "warning", "equal-pair", "whose chosen and rejected answers are equal", equal)
+        yield in_rows(split, "warning", "equal-pair", "whose chosen and rejected answers are equal", equal)
     longer = sum(better > worse for better, worse, _ in split.pairs)
     shorter = sum(better < worse for better, worse, _ in split.pairs)
     if unequal := longer + shorter:
@@ -196,19 +201,23 @@ def _errors(
 ) -> Finding:
     told = [f"{error.message}: {error.cause}" if error.cause else error.message for error in errors]
     remedies = {error.remedy for error in errors}
-    return _rows(split, _level(split), code, text, told, remedy or (len(remedies) == 1 and remedies.pop()) or "")
+    return in_rows(split, level_of(split), code, text, told, remedy or (len(remedies) == 1 and remedies.pop()) or "")
 
 
-def _level(split: CheckedSplit) -> Level:
+def level_of(split: CheckedSplit) -> Level:
     """The level of a fault that stops a run, in the rows of a file that a run reads or not."""
     return "warning" if split.role == "test" else "error"
 
 
-def _rows(split: CheckedSplit, level: Level, code: str, text: str, places: Sequence[str], remedy: str = "") -> Finding:
-    return _finding(level, code, f"{rows_of(split, len(places))} {text}", places, remedy)
+def in_rows(
+    split: CheckedSplit, level: Level, code: str, text: str, places: Sequence[str], remedy: str = ""
+) -> Finding:
+    """A finding of rows at `places`, with their number before the text."""
+    return finding(level, code, f"{rows_of(split, len(places))} {text}", places, remedy)
 
 
-def _finding(level: Level, code: str, text: str, places: Iterable[str], remedy: str = "") -> Finding:
+def finding(level: Level, code: str, text: str, places: Iterable[str], remedy: str = "") -> Finding:
+    """A finding with its number of places, and the first of them."""
     all_places = list(places)
     return Finding(level, code, text, len(all_places), tuple(all_places[:MOST_PLACES]), remedy)
 

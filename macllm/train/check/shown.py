@@ -41,7 +41,7 @@ class Shown:
 
 def show(example: Example, side: str, whole: int, tokenizer: Tokenizer) -> Shown:
     """An example, cut from `whole` tokens, as pieces; the middle of a long one is left out."""
-    count, lost = len(example), whole - len(example)
+    count, lost = len(example.tokens), whole - len(example)
     if count <= _HEAD + _TAIL:
         pieces = tuple(_pieces(example, 0, count, tokenizer))
         return Shown(example.where, side, count, example.num_target_tokens, pieces, lost)

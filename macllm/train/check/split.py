@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from macllm.errors import DataError
 from macllm.train import rows
-from macllm.train.alignment import text_tokens
-from macllm.train.config import TrainConfig
+from macllm.train.config import FinetuneConfig, PretrainConfig, TrainConfig
+from macllm.train.config.objective import AnyObjective
 from macllm.train.encoding import Encoding
 from macllm.train.events import Advanced
+from macllm.train.objectives.prompts import to_prompt
+from macllm.train.objectives.texts import source_and_target
 from macllm.train.render import Example, to_examples
 from macllm.train.rows import (
     Chat,
@@ -26,7 +28,6 @@ from macllm.train.rows import (
     TaggedWords,
     UnpairedPreference,
 )
-from macllm.train.turns import ChatTurns
 from macllm.train.unused import Unused, unused
 
 from .shown import Shown, show
@@ -41,11 +42,47 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings of the run that the rows are for; `limit` is its longest example in tokens."""
+    """Settings of the run that the rows are for.
+
+    `limit` is its longest example in tokens; `context_length` is that of the model, if it is known.
+    """
 
     config: TrainConfig
     tokenizer: Tokenizer
     limit: int
+    context_length: int | None = None
+
+    @property
+    def objective(self) -> AnyObjective:
+        """The objective of the run; that of a config without one is sft."""
+        config = self.config
+        return config.objective if isinstance(config, FinetuneConfig | PretrainConfig) else "sft"
+
+
+@dataclass(frozen=True)
+class SourceAndTarget(Example):
+    """A source and its supervised target, one after the other; the length is that of the longer one."""
+
+    border: int = 0
+
+    @classmethod
+    def of(cls, row: Row, tokenizer: Tokenizer) -> SourceAndTarget:
+        """The example of a row. Raises DataError for one without both."""
+        source, target = source_and_target(row, tokenizer)
+        tokens = np.concatenate([source.tokens, target.tokens])
+        mask = np.arange(len(tokens)) >= len(source)
+        return cls(tokens, mask, row.where, border=len(source), first_end=0 if target.ends else None)
+
+    def __len__(self) -> int:
+        return max(self.border, len(self.tokens) - self.border)
+
+    def cut(self, start: int, stop: int) -> SourceAndTarget:
+        """The beginnings of both."""
+        kept = np.r_[: self.border][:stop].tolist() + np.r_[self.border : len(self.tokens)][:stop].tolist()
+        border, first_end = min(self.border, stop), self.first_end if len(self) <= stop else None
+        return replace(
+            self, tokens=self.tokens[kept], loss_mask=self.loss_mask[kept], border=border, first_end=first_end
+        )
 
 
 @dataclass
@@ -66,6 +103,7 @@ class CheckedSplit:
     wholes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     cut: list[str] = field(default_factory=list[str])
     unsupervised: list[str] = field(default_factory=list[str])
+    full: list[str] = field(default_factory=list[str])  # prompts as long as the context
     unended: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
     without_calls: list[str] = field(default_factory=list[str])  # with a call of a tool that the template leaves out
@@ -128,7 +166,7 @@ def _chosen(all_rows: list[Row], count: int) -> set[int]:
 
 def _encode(split: CheckedSplit, row: Row, settings: RunSettings, is_shown: bool) -> None:
     sides = {side: _examples(part, settings) for side, part in _sides(row)}
-    if len(sides) == 2:
+    if isinstance(row, Preference):
         better, worse = (sum(each.num_target_tokens for each in examples) for examples in sides.values())
         split.pairs.append((better, worse, row.where))
     if is_shown:
@@ -140,6 +178,8 @@ def _encode(split: CheckedSplit, row: Row, settings: RunSettings, is_shown: bool
     kept = split.encoding.add(row.kind, longest, left)
     if any(len(each) > settings.limit for each in longest):
         split.cut.append(row.where)
+    elif isinstance(row, PromptOnly) and len(longest[0]) == settings.context_length:
+        split.full.append(row.where)
     is_long = bool(longest) and all(len(each) > settings.limit for each in longest)
     if is_long and settings.config.long_rows == "drop":
         split.dropped.append(row.where)
@@ -190,13 +230,12 @@ def _sides(row: Row) -> list[tuple[str, Row]]:
 
 def _examples(row: Row, settings: RunSettings) -> list[Example]:
     config, tokenizer = settings.config, settings.tokenizer
-    if not isinstance(row, PromptOnly):
-        return to_examples(row, tokenizer, config.mask_prompt, config.now)
-    if isinstance(row.prompt, str) and tokenizer.chat_template is None:
-        tokens = text_tokens(row.prompt, tokenizer)
-    else:
-        asked = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
-        turns = ChatTurns(asked, row.tools, row.where, tokenizer, now=config.now, variables=row.variables)
-        tokens = tokenizer.encode(turns.render(range(len(asked)), answer_next=True), add_special_tokens=False)
-    ids = np.array(tokens, dtype=np.int32)
-    return [Example(ids, np.zeros(len(ids), dtype=bool), row.where)]
+    if isinstance(row, PromptOnly):
+        tokens = to_prompt(row, tokenizer, config.now).tokens
+        return [Example(tokens, np.zeros(len(tokens), dtype=bool), row.where)]
+    if settings.objective == "seq2seq" and isinstance(row, PromptCompletion):
+        return [SourceAndTarget.of(row, tokenizer)]
+    made = to_examples(row, tokenizer, config.mask_prompt, config.now)
+    if settings.objective in ("classify", "tag"):  # of which no token is learned
+        return [replace(each, loss_mask=np.zeros(len(each), dtype=bool)) for each in made]
+    return made

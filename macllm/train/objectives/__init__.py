@@ -1,11 +1,12 @@
-"""Objectives, one per file; each implements `macllm.train.contract.Objective`."""
+"""Objectives, one per file; each implements `macllm.train.contract.Objective`.
+
+This module imports none of them, and no mlx: checks of rows read some of their files.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
-
-import mlx.nn as nn
+from typing import TYPE_CHECKING, Any
 
 from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
@@ -15,9 +16,9 @@ from macllm.train.config.objective import OBJECTIVES
 from macllm.train.contract import Objective
 
 from .parts import Parts
-from .value_head import drop_value_head
 
-__all__ = ["check_kind", "chosen", "drop_value_head"]
+if TYPE_CHECKING:
+    import mlx.nn as nn
 
 _KINDS = {"decoder": "a causal language model", "encoder": "an encoder", "encoder-decoder": "an encoder-decoder"}
 

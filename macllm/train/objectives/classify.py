@@ -10,9 +10,9 @@ import numpy as np
 from macllm.errors import DataError
 from macllm.train.config import FinetuneConfig
 from macllm.train.render import TextTokenizer
-from macllm.train.rows import PlainText, Row
+from macllm.train.rows import PlainText, Row, label_name
 
-from .labelled import Labelled, OfLabels, closing, label_name, summary
+from .labelled import Labelled, OfLabels, closing, summary
 from .parts import Parts
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from macllm.nn.protocol import LabelingModel
 from macllm.train.contract import Loss
-from macllm.train.rows import Label
 
 _PAD_TO = 8  # few distinct shapes let MLX reuse its buffers
 _MOST_COUNTED = 100  # labels with counts of their own, for F1
@@ -167,8 +166,3 @@ def summary(means: Mapping[str, float], outside: int | None = None) -> dict[str,
     scores = [2 * right / (predicted + actual) for right, predicted, actual in counts.values() if predicted + actual]
     found = {name: value for name, value in means.items() if name.split()[0] not in _COUNTS}
     return found | ({"f1": sum(scores) / len(scores)} if scores else {"f1": 0.0} if counts else {})
-
-
-def label_name(label: Label) -> str:
-    """The name of a label: a string as it is, 3 as "3", True as "true"."""
-    return str(label).lower() if isinstance(label, bool) else str(label)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import mlx.nn as nn
+if TYPE_CHECKING:
+    import mlx.nn as nn
 
-from macllm.text.tokenizer import Tokenizer
+    from macllm.text.tokenizer import Tokenizer
 
 
 class Parts(NamedTuple):

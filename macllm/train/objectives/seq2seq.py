@@ -9,16 +9,16 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from macllm.errors import DataError, UsageError
+from macllm.errors import UsageError
 from macllm.nn.info import ModelInfo
 from macllm.nn.loss import token_losses
 from macllm.train.alignment import TextTokenizer
 from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.contract import Loss
-from macllm.train.rows import PromptCompletion, Row
+from macllm.train.rows import Row
 
 from .parts import Parts
-from .texts import Text, framed, padded, within
+from .texts import Text, padded, source_and_target, within
 
 
 class TextToTextModel(Protocol):
@@ -109,16 +109,7 @@ class TextToText:
 
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[TextPair]:
         """The prompt of a row as the source, the completion as the target. Raises DataError for other rows."""
-        match row:
-            case PromptCompletion(str(prompt), str(completion)):
-                source, target = (framed(text, tokenizer, row.where, closes=True) for text in (prompt, completion))
-            case PromptCompletion():
-                raise DataError(f"{row.where} has messages", cause=_CAUSE, remedy=_REMEDY)
-            case _:
-                raise DataError(f"{row.where} is a row of kind {row.kind}", cause=_CAUSE, remedy=_REMEDY)
-        if not len(source):
-            raise DataError(f"{row.where} has an empty source", remedy="a prompt, or a tokenizer with an end token")
-        return [TextPair(source, target)]
+        return [TextPair(*source_and_target(row, tokenizer))]
 
     def collate(self, examples: Sequence[TextPair], random: np.random.Generator) -> TextToTextBatch:
         """One batch; nothing in it is random."""
@@ -132,10 +123,6 @@ class TextToText:
 def of(config: FinetuneConfig | PretrainConfig, parts: Parts) -> TextToText:
     """The objective of a run."""
     return TextToText(config.label_smoothing_factor)
-
-
-_CAUSE = "text to text learns from a source and a target, both texts"
-_REMEDY = 'rows of {"prompt": "...", "completion": "..."} or {"source": "...", "target": "..."}'
 
 
 def text_to_text_loss(model: TextToTextModel, batch: TextToTextBatch, smoothing: float = 0.0) -> Loss:

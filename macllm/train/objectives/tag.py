@@ -11,9 +11,9 @@ from macllm.errors import DataError
 from macllm.text.words import word_tokens
 from macllm.train.config import FinetuneConfig
 from macllm.train.render import TextTokenizer
-from macllm.train.rows import Row, TaggedWords
+from macllm.train.rows import Row, TaggedWords, label_name
 
-from .labelled import Labelled, OfLabels, closing, label_name, summary
+from .labelled import Labelled, OfLabels, closing, summary
 from .parts import Parts
 
 _OUTSIDE = "O"  # the label of words outside of all spans in CoNLL's files

@@ -9,7 +9,7 @@ import numpy as np
 
 from macllm.errors import DataError, UsageError
 from macllm.train.alignment import TextTokenizer
-from macllm.train.rows import PlainText, Row
+from macllm.train.rows import PlainText, PromptCompletion, Row
 
 # Few distinct shapes let MLX reuse its buffers, at a cost of at most seven padding positions.
 _PAD_TO = 8
@@ -93,6 +93,24 @@ def plain_text(row: Row, tokenizer: TextTokenizer, special: Sequence[int] = (), 
         )
     text = framed(row.text, tokenizer, row.where, closes=closes)
     return replace(text, maskable=~np.isin(text.inner, special))
+
+
+def source_and_target(row: Row, tokenizer: TextTokenizer) -> tuple[Text, Text]:
+    """The prompt of a row as a source and its completion as the target. Raises DataError for another row."""
+    match row:
+        case PromptCompletion(str(prompt), str(completion)):
+            source, target = (framed(text, tokenizer, row.where, closes=True) for text in (prompt, completion))
+        case _:
+            raise DataError(
+                f"{row.where} has messages"
+                if isinstance(row, PromptCompletion)
+                else f"{row.where} is a row of kind {row.kind}",
+                cause="text to text learns from a source and a target, both texts",
+                remedy='rows of {"prompt": "...", "completion": "..."} or {"source": "...", "target": "..."}',
+            )
+    if not len(source):
+        raise DataError(f"{row.where} has an empty source", remedy="a prompt, or a tokenizer with an end token")
+    return source, target
 
 
 def framed(text: str, tokenizer: TextTokenizer, where: str, *, closes: bool = False) -> Text:

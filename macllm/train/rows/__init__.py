@@ -17,6 +17,7 @@ from .kinds import (
     TaggedWords,
     UnpairedPreference,
     content_key,
+    label_name,
     weight_of,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "files_of",
     "find_files",
     "is_dataset",
+    "label_name",
     "open_split",
     "parse",
     "pinned",

@@ -121,3 +121,8 @@ def content_key(row: Row) -> bytes:
 def weight_of(message: dict[str, Any]) -> float:
     """The loss weight of a message's tokens, 1 unless the row gives one."""
     return float(message.get("weight", 1))
+
+
+def label_name(label: Label) -> str:
+    """The name of a label: a string as it is, 3 as "3", True as "true"."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
