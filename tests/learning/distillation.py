@@ -1,7 +1,8 @@
 """A student that learns from a teacher beats the same student on the rows alone, at equal steps.
 
 The text is drawn from a random Markov chain, so that the best possible loss is known: its entropy rate. The teacher has
-seen much text, the student sees little, and its rows are those of the student on the rows alone.
+seen much text. The student sees few rows, and with them the teacher's distributions, whole or its most probable tokens;
+or, instead of them, sequences that the teacher wrote (arXiv:1606.07947).
 
     python -m tests.learning.distillation
 """
@@ -29,6 +30,7 @@ from tests.train.toy import LLAMA
 
 VOCAB, LENGTH, STEPS = 32, 24, 150
 SEEDS = (0, 1, 2)
+CLAIMED = ("forward", "jsd", "top", "sequences")
 
 
 class Chain:
@@ -101,7 +103,19 @@ def measured(seed: int, steps: int = STEPS) -> dict[str, float]:
     found = {"entropy": chain.entropy, "teacher": held_out(teacher, unseen)}
     for name, objective in objectives.items():
         found[name] = held_out(trained(model(16, seed), objective, few, seed, steps), unseen)
+    written = sampled(teacher, 16 * steps, seed)
+    found["sequences"] = held_out(trained(model(16, seed), CausalLM(), written, seed, steps), unseen)
     return found
+
+
+def sampled(teacher: DecoderLM, count: int, seed: int) -> list[Example]:
+    """Rows of `LENGTH` tokens that the teacher wrote after random first tokens."""
+    key = mx.random.key(seed)
+    rows = mx.random.randint(0, VOCAB, (count, 1), key=key)
+    for own in mx.random.split(key, LENGTH - 1):
+        rows = mx.concatenate([rows, mx.random.categorical(teacher(rows)[:, -1:], key=own)], axis=1)
+        mx.eval(rows)
+    return [Example(row, np.arange(LENGTH) > 0, "teacher") for row in np.array(rows, np.int32)]
 
 
 def main() -> None:
@@ -109,8 +123,11 @@ def main() -> None:
     losses = {seed: measured(seed) for seed in SEEDS}
     for seed, found in losses.items():
         print(seed, {name: round(value, 3) for name, value in found.items()})
-    gains = {name: [found["rows"] - found[name] for found in losses.values()] for name in ("forward", "jsd", "top")}
-    print(json.dumps({"losses": losses, "gain": gains, "held": min(min(each) for each in gains.values()) > 0.05}))
+    gains = {name: [found["rows"] - found[name] for found in losses.values()] for name in CLAIMED}
+    shown = f"held-out nats a token less than from labels alone, least of {len(SEEDS)} seeds: "
+    shown += ", ".join(f"{name} {min(each):.2f}" for name, each in gains.items())
+    learned = {"shown": shown, "held": min(min(each) for each in gains.values()) > 0.05}
+    print(json.dumps({"objectives": {"distil": learned}, "losses": losses, "gain": gains}))
 
 
 if __name__ == "__main__":

@@ -36,11 +36,13 @@ class Proof:
 
 
 PROOFS = {
-    "clm, sft": Proof("transformers, PEFT", r"test_gradients"),
+    "clm": Proof("transformers", r"test_gradients"),
+    "sft": Proof("transformers, PEFT", r"test_gradients"),
     "mlm": Proof("transformers", r"test_pretraining_parity.*masked_lm"),
     "span": Proof("transformers", r"test_pretraining_parity.*text_to_text"),
-    "infill, seq2seq": Proof("transformers, torch", r"test_pretraining_parity.*text_to_text"),
-    "clm, sft with experts": Proof("transformers, torch", r"test_experts"),
+    "infill": Proof("transformers", r"test_pretraining_parity.*text_to_text"),
+    "seq2seq": Proof("transformers", r"test_pretraining_parity.*text_to_text"),
+    "clm with experts": Proof("transformers, torch", r"test_experts"),
     "orpo": Proof("TRL", r"test_preferences.*\[orpo"),
     "simpo": Proof("TRL", r"test_preferences.*\[simpo"),
     "dpo": Proof("TRL", r"test_dpo"),
