@@ -66,9 +66,7 @@ def _example(digits: np.ndarray) -> Example:
 def trained(objective: str, given: np.ndarray, seed: int, steps: int) -> Any:
     """A model of random weights after `steps` steps on the questions."""
     model = new_model(CONFIGS[objective], SimpleNamespace(config="digits", init_std=0.1, seed=seed))  # type: ignore[arg-type]
-    config = TrainConfig(
-        data="digits", iters=steps, batch_size=BATCH, learning_rate=4e-3, seed=seed, steps_per_eval=0
-    )
+    config = TrainConfig(data="digits", iters=steps, batch_size=BATCH, learning_rate=4e-3, seed=seed, steps_per_eval=0)
     rows: Sequence[Any]
     if objective == "sft":
         learned, rows = CausalLM(), [_example(digits) for digits in given]
