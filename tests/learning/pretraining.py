@@ -56,8 +56,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
-    "mlm": {"iters": 500, "batch_size": 16, "learning_rate": 5e-3, "init_std": 0.05},
-    "span": {"iters": 500, "batch_size": 32, "learning_rate": 3e-3, "init_std": 0.1, "mask_ratio": 0.3},
+    "mlm": {"iters": 800, "batch_size": 16, "learning_rate": 5e-3, "init_std": 0.05},
+    "span": {"iters": 700, "batch_size": 32, "learning_rate": 3e-3, "init_std": 0.1, "mask_ratio": 0.3},
     "infill": {"iters": 300, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.1, "permute_sentences": True},
 }
 DRAWS = {"mlm": 4, "span": 4, "infill": 2}  # corruptions of each text: the entropy of few tokens is too low
