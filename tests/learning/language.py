@@ -1,4 +1,4 @@
-"""Causal language models beat bigrams on held-out text, and the balance loss evens the load of experts.
+"""Decoders beat bigrams on held-out text, and the balance loss evens the load of experts.
 
 The texts are those of `tests.learning.pretraining`. The bounds are the entropies of the held-out tokens' own
 frequencies: of single tokens, and of tokens given the one before, which no unigram and no bigram model gets below. The

@@ -48,7 +48,7 @@ def key(draw: random.Random) -> list[str]:
 
 
 def row(draw: random.Random, shortest: int, longest: int) -> dict[str, str]:
-    """A text of `shortest` to `longest` words, more often a long one, its key asked for at the end; and the digits.
+    """A question in a text of `shortest` to `longest` words, more often a long one, and its answer.
 
     Every second key is put into the first quarter: far ones would be rare otherwise.
     """
@@ -57,7 +57,7 @@ def row(draw: random.Random, shortest: int, longest: int) -> dict[str, str]:
 
 
 def asked(draw: random.Random, length: int, part: int) -> dict[str, str]:
-    """A text of `length` words with the digits, and the key in the first one of `part` parts of the other words."""
+    """A question in a text of `length` words, its key in the first of `part` parts, and its answer."""
     words = [draw.choice(FILLER) for _ in range(length - 2 * (DIGITS + 1))]
     secret, at = key(draw), draw.randint(0, len(words) // part)
     text = [*words[:at], *secret, *words[at:], "key"]
@@ -122,7 +122,7 @@ def main(steps: int = 600, more_steps: int = 180, count: int = 200) -> dict[str,
 
 
 def verdict(found: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """The accuracies in words, and whether both ways reach all lengths, which the model before does not."""
+    """The accuracies in words, and whether both ways reach all lengths, unlike the model before."""
     before, *ways = ([found[name][length] for length in LENGTHS] for name in ("before", "yarn", "larger base"))
     texts = ["/".join(f"{share:.0%}" for share in shares[1:]) for shares in (before, *ways)]
     return {

@@ -1,4 +1,4 @@
-"""Objectives of pretraining beat the best unigram model of the very tokens that they predict, on three seeds.
+"""Objectives of pretraining beat the best unigram model of the tokens that they predict.
 
 The texts are those that the bundled model learned from; a tenth is held out. The bound is the entropy of the predicted
 tokens' own frequencies, below which no model gets that does not read the text around them. Of the targets of span
@@ -109,7 +109,7 @@ def settings(folder: Path, objective: Any, seed: int, **recipe: Any) -> Pretrain
 def shown_and_hidden(
     objective: TextInfilling, examples: Sequence[Text], random: np.random.Generator
 ) -> tuple[TextToTextBatch, np.ndarray]:
-    """A batch of texts, sentences shuffled and spans masked, and the target tokens (B, T) that its sources hide."""
+    """A batch of corrupted texts, and the target tokens (B, T) that its sources hide."""
     sources, hidden = list[np.ndarray](), list[np.ndarray]()
     for one in examples:
         places = np.arange(len(one.inner))

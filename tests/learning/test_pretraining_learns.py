@@ -1,4 +1,4 @@
-"""Masked LM beats the best unigram model, and digits are sorted: short runs of the scripts beside this file."""
+"""Masked LM beats the best unigram model, and digits are sorted: short runs of the scripts."""
 
 from __future__ import annotations
 
