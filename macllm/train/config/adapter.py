@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from macllm.errors import UsageError
 
-from .group import SMALLEST, SettingGroup
+from .setting_group import SMALLEST, SettingGroup
 from .values import refuse_set
 
 Method = Literal["lora", "full"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from macllm.errors import UsageError
 
-from .group import MOST, SettingGroup
+from .setting_group import MOST, SettingGroup
 from .values import refuse_set
 
 RopeScaling = Literal["keep", "linear", "yarn"]

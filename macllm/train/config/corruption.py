@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from .group import SettingGroup
+from .setting_group import SettingGroup
 
 
 @dataclass(frozen=True, kw_only=True)

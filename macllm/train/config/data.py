@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from ..rows import Columns
-from .group import MOST, SettingGroup
+from .setting_group import MOST, SettingGroup
 from .values import refuse_set
 
 LongRows = Literal["truncate", "split", "drop", "error"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from macllm.errors import UsageError
 
-from .group import SettingGroup
+from .setting_group import SettingGroup
 from .values import refuse_set
 
 Divergence = Literal["forward", "reverse", "jsd"]

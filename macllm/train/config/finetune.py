@@ -15,12 +15,12 @@ from .context import ContextSettings
 from .corruption import TextToTextSettings
 from .distillation import DistillationSettings
 from .expert import ExpertSettings
-from .group import Range
 from .objective import OBJECTIVES, FinetuneObjective, unread
 from .preference import PreferenceSettings
 from .rates import fitting
 from .reinforcement import ReinforcementSettings
 from .reward import RewardSettings
+from .setting_group import Range
 from .training import TrainConfig
 from .values import refuse_set
 

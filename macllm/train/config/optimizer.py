@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from macllm.errors import UsageError
 
-from .group import BELOW_ONE, MOST, SMALLEST, SettingGroup
+from .setting_group import BELOW_ONE, MOST, SMALLEST, SettingGroup
 from .values import refuse_set
 
 OptimizerName = Literal["adamw", "muon", "lion"]

@@ -11,8 +11,8 @@ from macllm.hub.names import bundled_folder, is_bundled
 from .corruption import CorruptionSettings, TextToTextSettings
 from .data import LongRows
 from .expert import ExpertSettings
-from .group import SettingGroup
 from .objective import PretrainObjective, unread
+from .setting_group import SettingGroup
 from .training import TrainConfig
 from .values import refuse_set
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from macllm.errors import UsageError
 
-from .group import SMALLEST, SettingGroup
+from .setting_group import SMALLEST, SettingGroup
 
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
 Importance = Literal["token", "sequence"]

@@ -8,7 +8,7 @@ from typing import Annotated
 from macllm.errors import UsageError
 from macllm.generation.sampling.ranges import shown
 
-from .group import MOST, SettingGroup
+from .setting_group import MOST, SettingGroup
 
 TRACKERS = ("wandb", "tensorboard")
 """Names of the trackers that a run can report to."""

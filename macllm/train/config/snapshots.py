@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .group import MOST, SettingGroup
+from .setting_group import MOST, SettingGroup
 from .values import refuse_set
 
 Select = Literal["best", "last"]

@@ -17,9 +17,9 @@ from macllm.generation.sampling.ranges import shown
 from ..rows import is_dataset, pinned
 from .batches import BatchSettings, MemorySettings
 from .data import INPUTS, PATHS, DataSettings
-from .group import MOST, SMALLEST, Range
 from .optimizer import MomentSettings, RateSettings
 from .reports import ReportSettings
+from .setting_group import MOST, SMALLEST, Range
 from .snapshots import SnapshotSettings
 from .values import check_names, convert, naming, read_toml, settable
 
