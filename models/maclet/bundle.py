@@ -16,7 +16,7 @@ def bundle(trained: Path, home: Path = HOME) -> Path:
     """Write `model.safetensors` into `home`. Raises: ValueError if the run does not match the files there."""
     import mlx.core as mx
 
-    from macllm.weights.safetensors import load_folder, save_folder
+    from macllm.weights.safetensors import SINGLE_NAME, load_folder, read_metadata, save_folder
 
     theirs, ours = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (trained, home))
     free = {"dtype", "torch_dtype"}
@@ -25,7 +25,8 @@ def bundle(trained: Path, home: Path = HOME) -> Path:
         raise ValueError(f"{trained} is not of the shape in {home / 'config.json'}: {', '.join(differing)}")
     if any((trained / path.name).read_bytes() != path.read_bytes() for path in _tokenizers(home)):
         raise ValueError(f"{trained} was trained with another tokenizer than the one in {home}")
-    save_folder({name: tensor.astype(mx.float16) for name, tensor in load_folder(trained).items()}, home)
+    halves = {name: tensor.astype(mx.float16) for name, tensor in load_folder(trained).items()}
+    save_folder(halves, home, read_metadata(trained / SINGLE_NAME))  # which says whose names the tensors have
     return home / "model.safetensors"
 
 

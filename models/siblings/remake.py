@@ -23,17 +23,17 @@ from macllm_models.siblings import chats, correction, masked, routing, spelling
 
 HOME = Path(__file__).parent
 MOST_BYTES = 2 * 10**6  # of a sibling's folder
-_COMMANDS = {"recipe.toml": "train", "second.toml": "finetune"}
-_TITLES = {"recipe.toml": "First stage:", "second.toml": "Second stage:"}
+_COMMANDS = {"recipe.toml": "train", "second.toml": "finetune", "third.toml": "finetune"}
+_TITLES = {"recipe.toml": "First stage:", "second.toml": "Second stage:", "third.toml": "Third stage:"}
 
 
 @dataclass(frozen=True)
 class Sibling:
     """The parts of the making of a sibling.
 
-    `make` writes the rows of each stage into the folder to work in: `train.jsonl` and `valid.jsonl`, those of the
-    second stage in `second/`. `tokenizer` are the options of `macllm tokenizer train`, which reads `train.jsonl` too.
-    `measure` gives the table of a model (a folder) on the rows there.
+    `make` writes the rows of each stage into the folder to work in: `train.jsonl` and `valid.jsonl`, those of further
+    stages in `second/` and `third/`. `tokenizer` are the options of `macllm tokenizer train`, which reads `train.jsonl`
+    too. `measure` gives the table of a model (a folder) on the rows there.
     """
 
     make: Callable[[Path], None]
@@ -78,7 +78,7 @@ def train(home: Path, build: Path, settings: Sequence[str]) -> Path:
 
 def work(build: Path, stage: str) -> Path:
     """The folder with the rows and the run of a stage."""
-    return build if _COMMANDS[stage] == "train" else build / "second"
+    return build if _COMMANDS[stage] == "train" else build / Path(stage).stem
 
 
 def report(sibling: Sibling, home: Path, build: Path, model: Path) -> str:

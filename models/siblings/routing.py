@@ -19,11 +19,8 @@ from macllm_models.making import curves, trained
 from .chats import answer
 
 HOME = Path(__file__).parent / "moe"
-# Models to compare with, trained as maclet-moe but for these settings.
-OTHERS = {
-    "dense": (f"config={HOME / 'dense.json'}", "router_aux_loss_coef=0", "router_z_loss_coef=0"),
-    "without the balance loss": ("router_aux_loss_coef=-1",),
-}
+# Settings of the dense model to compare with; the others are those of the recipe.
+DENSE = (f"config={HOME / 'dense.json'}", "router_aux_loss_coef=0", "router_z_loss_coef=0")
 EXAMPLES = (
     "What is attention?",
     "what is lora",
@@ -100,35 +97,38 @@ def answered(model: Any, tokenizer: Any, most: int = QUESTIONS) -> tuple[int, in
 
 
 def measure(folder: Path, build: Path) -> str:
-    """The tables of the card: losses and answers beside other models, loads, examples, a curve."""
+    """The tables of the card: losses and answers beside a dense model, loads, examples, a curve."""
     import macllm
 
-    models = {"**maclet-moe**": folder}
-    for name, changes in OTHERS.items():
-        run = build / name.split()[0]
-        places = (f"data={build}", f"tokenizer={build / 'tokenizer'}", f"output={run}")
-        models[name] = trained("train", HOME / "recipe.toml", run, [*places, *changes])
-    texts = [row["text"] for row in rows(build / f"{HELDOUT[0]}.jsonl")]
-    first = ["| | texts | answers | plain questions answered as taught |", "|---|---|---|---|"]
-    second = ["| | layer | shares of the experts, in percent | entropy |", "|---|---|---|---|"]
-    for name, place in models.items():
+    places = (f"data={build}", f"tokenizer={build / 'tokenizer'}", f"output={build / 'dense'}")
+    dense = trained("train", HOME / "recipe.toml", build / "dense", [*places, *DENSE])
+    losses = ["| | texts | answers | plain questions answered as taught |", "|---|---|---|---|"]
+    for name, place in (("**maclet-moe**", folder), ("dense", dense)):
         model, tokenizer = macllm.load(place)
         found = [loss(model, tokenizer, rows(build / f"{part}.jsonl")) for part in HELDOUT]
         right, asked = answered(model, tokenizer)
-        first.append(f"| {name} | {found[0]:.3f} | {found[1]:.3f} | {right} of {asked} |")
-        if name != "dense":
-            second += _loads(name, load(model, tokenizer, texts))
-    drawn = curves(build / "dense" / "metrics.jsonl")
-    return "\n".join(
-        [*first, "", *second, "", *_examples(folder), "", "The dense model:", "", drawn, "", "maclet-moe:"]
-    )
+        losses.append(f"| {name} | {found[0]:.3f} | {found[1]:.3f} | {right} of {asked} |")
+    loads = ["| layer | tokens of | shares of the experts, in percent | entropy |", "|---|---|---|---|"]
+    model, tokenizer = macllm.load(folder)
+    for kind, texts in {"texts": _texts(build, HELDOUT[0]), "conversations": _texts(build, HELDOUT[1])}.items():
+        loads += _loads(kind, load(model, tokenizer, texts))
+    curve = ["The dense model:", "", curves(build / "dense" / "metrics.jsonl")]
+    return "\n".join([*losses, "", *loads, "", *_examples(folder), "", *curve, "", "maclet-moe:"])
 
 
-def _loads(name: str, found: Load) -> list[str]:
+def _texts(build: Path, part: str) -> list[str]:
+    """The held-out texts, or conversations as plain text."""
+    found = rows(build / f"{part}.jsonl")
+    return [row.get("text") or "\n".join(said["content"] for said in row["messages"]) for row in found]
+
+
+def _loads(kind: str, found: Load) -> list[str]:
     """A row for each layer."""
-    each = enumerate(zip(found.shares, found.entropies, strict=True))
-    shares = [(layer, ", ".join(f"{100 * share:.0f}" for share in part), entropy) for layer, (part, entropy) in each]
-    return [f"| {name} | {layer} | {part} | {entropy:.3f} |" for layer, part, entropy in shares]
+    lines = []
+    for layer, (shares, entropy) in enumerate(zip(found.shares, found.entropies, strict=True)):
+        parts = ", ".join(f"{100 * share:.1f}" for share in shares)
+        lines.append(f"| {layer} | {kind} | {parts} | {entropy:.3f} |")
+    return lines
 
 
 def _examples(folder: Path) -> list[str]:

@@ -109,26 +109,30 @@ def pieces(rng: random.Random, asked: Iterable[str]) -> Iterator[str]:
 
 
 def make(build: Path) -> None:
-    """The texts of the first stage, and the pairs of the second in `second/`."""
+    """The texts of the first stage, and the pairs of the others in `second/` and `third/`."""
     guide = Guide(random.Random(0))
     texts.make(build, texts.parts_of(guide))
     make_pairs(build / "second", guide)
+    make_pairs(build / "third", guide, seed=1)
 
 
-def make_pairs(folder: Path, guide: Guide, most: int | None = None) -> None:
+def make_pairs(folder: Path, guide: Guide, seed: int = 0, most: int | None = None) -> None:
     """Write `train.jsonl`, `valid.jsonl` and `heldout.jsonl` with rows {"source": ..., "target": ...}.
 
-    Questions of the last two are not in the first. `most` questions make a trial.
+    Questions of the last two are not in the first, whatever the seed. Pieces of questions are in the first for seed 0.
+    `most` questions make a trial.
     """
-    rng = random.Random(0)
     plains = plain_forms(guide)
     forms = {normalized(question) for question in plains}
     found = questions(guide)
+    rng = random.Random(0)
     every = rng.sample(found, min(most or len(found), len(found)))
     unseen = [each for each in every if reserved(each, HELDOUT_PERCENT) and normalized(each) not in forms]
     kept = {normalized(question) for question in unseen}
     trained = [question for question in every if normalized(question) not in kept]
-    rows = [*pairs(rng, trained, VERSIONS), *pairs(rng, plains, PLAIN_VERSIONS), *pairs(rng, pieces(rng, trained), 1)]
+    rng = random.Random(seed) if seed else rng
+    rows = [*pairs(rng, trained, VERSIONS), *pairs(rng, plains, PLAIN_VERSIONS)]
+    rows += [] if seed else pairs(rng, pieces(rng, trained), 1)
     rng.shuffle(rows)
     tested, evaluated = unseen[:TESTED], unseen[TESTED : 2 * TESTED]
     parts = {"train": rows, "valid": pairs(rng, evaluated, 1), "heldout": pairs(rng, tested, 1, 0.0)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
@@ -56,15 +55,23 @@ def test_the_load_counts_the_chosen_experts() -> None:
 def test_every_expert_of_every_layer_works_on_held_out_texts() -> None:
     model, tokenizer = macllm.load(NAME)
     _, texts = chats.texts(Guide(random.Random(0)))
-    found = routing.load(model, tokenizer, texts[:30])
+    found = routing.load(model, tokenizer, texts)
     assert found.shares.shape == (3, 8)
-    assert found.shares.min() > 0.02
-    assert found.entropies.min() > 0.9
+    assert found.shares.min() > 0.001
+    assert found.entropies.min() > 0.8
 
 
 @made
-def test_a_plain_question_gets_the_answer_that_was_taught() -> None:
+@pytest.mark.parametrize("question", ["What is attention?", "how do i quit the chat", "What's LoRA?"])
+def test_a_plain_question_gets_the_answer_that_was_taught(question: str) -> None:
     model, tokenizer = macllm.load(NAME)
-    told = macllm.generate(model, tokenizer, "What is attention?", temperature=0.0, max_tokens=80).text
-    assert "attention" in told.lower()
-    assert json.loads((bundled_models()[NAME] / "config.json").read_text(encoding="utf-8"))["num_experts"] == 8
+    taught = {chats.answer(topic) for topic in Guide(random.Random(0)).topics}
+    told = macllm.generate(model, tokenizer, question, temperature=0.0, max_tokens=80).text
+    assert told.strip() in taught
+
+
+@made
+def test_another_subject_is_refused() -> None:
+    model, tokenizer = macllm.load(NAME)
+    told = macllm.generate(model, tokenizer, "Who painted the Mona Lisa?", temperature=0.0, max_tokens=80).text
+    assert told.startswith("I do not know that.")

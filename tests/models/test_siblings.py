@@ -207,7 +207,7 @@ def test_stages_are_run_one_after_another_and_on_the_model_before(
 ) -> None:
     home, build = tmp_path / "home", tmp_path / "build"
     home.mkdir()
-    for name in ("recipe.toml", "second.toml"):
+    for name in ("recipe.toml", "second.toml", "third.toml"):
         (home / name).touch()
     runs: list[tuple[str, str, Path, list[str]]] = []
 
@@ -216,10 +216,12 @@ def test_stages_are_run_one_after_another_and_on_the_model_before(
         return run / "model"
 
     monkeypatch.setattr(remake, "trained", trained)
-    assert remake.train(home, build, ["iters=3"]) == build / "second" / "run" / "model"
-    (first, second) = runs
+    assert remake.train(home, build, ["iters=3"]) == build / "third" / "run" / "model"
+    (first, second, third) = runs
     assert first[:3] == ("train", "recipe.toml", build / "run")
     assert first[3] == [f"data={build}", f"tokenizer={build / 'tokenizer'}", f"output={build / 'run'}", "iters=3"]
     assert second[:3] == ("finetune", "second.toml", build / "second" / "run")
     where = build / "second"
     assert second[3] == [f"data={where}", f"model={build / 'run' / 'model'}", f"adapter_path={where / 'run'}"]
+    after = build / "third"
+    assert third[3] == [f"data={after}", f"model={where / 'run' / 'model'}", f"adapter_path={after / 'run'}"]
