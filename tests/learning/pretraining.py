@@ -56,15 +56,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
-    "mlm": {"iters": 800, "batch_size": 16, "learning_rate": 5e-3, "init_std": 0.05},
+    "mlm": {
+        "iters": 800, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.05, "mask_ratio": 0.3, "warmup": 0.1,
+    },
     "span": {"iters": 700, "batch_size": 32, "learning_rate": 3e-3, "init_std": 0.1, "mask_ratio": 0.3},
     "infill": {"iters": 300, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.1, "permute_sentences": True},
-}
+}  # fmt: skip
 DRAWS = {"mlm": 4, "span": 4, "infill": 2}  # corruptions of each text: the entropy of few tokens is too low
 
 
 def written(folder: Path) -> None:
-    """Texts in rows, a byte-level tokenizer of them with mask and sentinels, and the two configs."""
+    """Texts in rows, a byte-level tokenizer of them with mask and sentinels, and the configs."""
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import TemplateProcessing
 
@@ -98,11 +100,10 @@ def settings(folder: Path, objective: Any, seed: int, **recipe: Any) -> Pretrain
         max_seq_length=LENGTH,
         beta2=0.98,
         weight_decay=0.01,
-        warmup=0.05,
         save_every=0,
         cache_gb=0.0,
         seed=seed,
-        **recipe,
+        **{"warmup": 0.05} | recipe,
     )
 
 

@@ -1,8 +1,8 @@
-"""Supervised objectives learn a rule that a program checks: digits in ascending order.
+"""Supervised objectives learn a rule that a program checks: letters in alphabetical order.
 
-A question has five different digits in random order, and the answer is the same digits sorted. The digits of a held-out
-question never occur together in training, in any order. An encoder-decoder learns by `seq2seq`, a decoder by `sft`.
-Shares are of greedy answers that are right in all their tokens: random orders of the digits are right once in 120.
+A question has five different letters in random order, and the answer is the same letters sorted. The letters of a
+held-out question never occur together in training, in any order. An encoder-decoder learns by `seq2seq`, a decoder by
+`sft`. Shares are of greedy answers with all tokens right: random orders of the letters are right once in 120.
 
     python -m tests.learning.sorting
 """
@@ -31,47 +31,47 @@ from macllm.train.pretrain import new_model
 from macllm.train.render import Example
 from tests.train.toy import LLAMA
 
-DIGITS, SHOWN, HELD_OUT, COUNT = 10, 5, 50, 400
+LETTERS, SHOWN, HELD_OUT, COUNT = 14, 5, 200, 400
 CHANCE = 1 / math.factorial(SHOWN)
 SEEDS, BATCH = (0, 1, 2), 32
-STEPS = {"seq2seq": 400, "sft": 400}
-_END, _ASK, _FIRST = 1, 2, 3  # the end of a text, the token between question and answer, and the digit 0
+STEPS = {"seq2seq": 600, "sft": 600}
+_END, _ASK, _FIRST = 1, 2, 3  # the end of a text, the token between question and answer, and the first letter
 _T5: dict[str, Any] = {
-    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": _FIRST + DIGITS, "d_model": 48,
+    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": _FIRST + LETTERS, "d_model": 48,
     "d_kv": 16, "d_ff": 96, "num_layers": 1, "num_heads": 3, "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False, "decoder_start_token_id": 0,
 }  # fmt: skip
-_SIZES = {"vocab_size": _FIRST + DIGITS, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+_SIZES = {"vocab_size": _FIRST + LETTERS, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
 CONFIGS = {"seq2seq": _T5, "sft": {**LLAMA, **_SIZES}}
 
 
 def questions(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Questions of training and held-out ones, (N, SHOWN); no set of digits is in both."""
+    """Questions of training and held-out ones, (N, SHOWN); no set of letters is in both."""
     random = np.random.default_rng(seed)
-    every = random.permutation(list(itertools.combinations(range(DIGITS), SHOWN)))
+    every = random.permutation(list(itertools.combinations(range(LETTERS), SHOWN)))
     parts = (every[HELD_OUT:], STEPS["sft"] * BATCH), (every[:HELD_OUT], COUNT)
     given, asked = (random.permuted(sets[random.integers(0, len(sets), count)], axis=1) for sets, count in parts)
     return given, asked
 
 
-def _text(digits: np.ndarray) -> Text:
-    return Text((_FIRST + digits).astype(np.int32), np.ones(len(digits), bool), (), (_END,), "digits")
+def _text(letters: np.ndarray) -> Text:
+    return Text((_FIRST + letters).astype(np.int32), np.ones(len(letters), bool), (), (_END,), "letters")
 
 
-def _example(digits: np.ndarray) -> Example:
-    row = np.array([*(_FIRST + digits), _ASK, *(_FIRST + np.sort(digits)), _END], np.int32)
-    return Example(row, np.arange(len(row)) > SHOWN, "digits")
+def _example(letters: np.ndarray) -> Example:
+    row = np.array([*(_FIRST + letters), _ASK, *(_FIRST + np.sort(letters)), _END], np.int32)
+    return Example(row, np.arange(len(row)) > SHOWN, "letters")
 
 
 def trained(objective: str, given: np.ndarray, seed: int, steps: int) -> Any:
     """A model of random weights after `steps` steps on the questions."""
-    model = new_model(CONFIGS[objective], SimpleNamespace(config="digits", init_std=0.1, seed=seed))  # type: ignore[arg-type]
-    config = TrainConfig(data="digits", iters=steps, batch_size=BATCH, learning_rate=4e-3, seed=seed, steps_per_eval=0)
+    model = new_model(CONFIGS[objective], SimpleNamespace(config="letters", init_std=0.1, seed=seed))  # type: ignore[arg-type]
+    config = TrainConfig(data="letters", iters=steps, batch_size=BATCH, learning_rate=4e-3, seed=seed, steps_per_eval=0)
     rows: Sequence[Any]
     if objective == "sft":
-        learned, rows = CausalLM(), [_example(digits) for digits in given]
+        learned, rows = CausalLM(), [_example(letters) for letters in given]
     else:
-        learned, rows = TextToText(), [TextPair(_text(digits), _text(np.sort(digits))) for digits in given]
+        learned, rows = TextToText(), [TextPair(_text(letters), _text(np.sort(letters))) for letters in given]
     for _ in Trainer.of(model, learned, config, Dataset(rows, [], Counts())).run():
         pass
     model.eval()
@@ -79,7 +79,7 @@ def trained(objective: str, given: np.ndarray, seed: int, steps: int) -> Any:
 
 
 def right(objective: str, model: Any, asked: np.ndarray) -> float:
-    """The share of greedy answers that are the sorted digits and the end.
+    """The share of greedy answers that are the sorted letters and the end.
 
     All of an answer's tokens are the most probable after those before it if, and only if, it is the greedy one.
     """
@@ -113,7 +113,7 @@ def main() -> None:
 
 def _verdict(found: dict[int, dict[str, float]]) -> dict[str, object]:
     before, after = ([each[name] for each in found.values()] for name in ("before", "after"))
-    shown = f"unseen digits sorted: {min(after):.0%} to {max(after):.0%} right, before {max(before):.0%}"
+    shown = f"unseen letters sorted: {min(after):.0%} to {max(after):.0%} right, before {max(before):.0%}"
     shown += f", by chance {CHANCE:.1%}"
     return {"shown": shown, "held": min(after) >= 0.95 and max(before) <= 2 * CHANCE}
 
