@@ -60,7 +60,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "iters": 800, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.05, "mask_ratio": 0.3, "warmup": 0.1,
     },
     "span": {"iters": 700, "batch_size": 32, "learning_rate": 3e-3, "init_std": 0.1, "mask_ratio": 0.3},
-    "infill": {"iters": 300, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.1, "permute_sentences": True},
+    "infill": {
+        "iters": 400, "batch_size": 16, "learning_rate": 3e-3, "init_std": 0.15, "permute_sentences": True,
+        "warmup": 0.1,
+    },
 }  # fmt: skip
 DRAWS = {"mlm": 4, "span": 4, "infill": 2}  # corruptions of each text: the entropy of few tokens is too low
 
