@@ -12,7 +12,7 @@ from macllm_models.maclet.questions import kept_from_training
 from macllm_models.maclet.topics import normalized, reserved
 
 HELDOUT_PERCENT = 5  # of all texts: never trained
-TOGETHER = 0.6  # of the texts to train: in rows of several about one topic
+TOGETHER = 0.6  # of the texts to train, by default: in rows of several about one topic
 LONGEST = 340  # characters of such a row, about 90 tokens
 
 Part = tuple[list[str], list[str]]  # texts to train, and held-out ones
@@ -56,12 +56,13 @@ def parts_of(guide: Guide) -> list[Part]:
     return [parted(group) for group in texts(guide)]
 
 
-def rows(found: Iterable[list[str]], rng: random.Random) -> list[str]:
-    """Texts in random order, each once: alone, or after others of its group."""
+def rows(found: Iterable[list[str]], rng: random.Random, share: float) -> list[str]:
+    """Texts in random order, each once: alone, or a `share` of them after others of its group."""
     made = []
     for group in found:
         texts = rng.sample(group, len(group))
-        together, alone = texts[: round(TOGETHER * len(texts))], texts[round(TOGETHER * len(texts)) :]
+        count = round(share * len(texts))
+        together, alone = texts[:count], texts[count:]
         row = ""
         for text in together:
             if row and len(row) + len(text) >= LONGEST:
@@ -79,8 +80,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make(build: Path, parts: Sequence[Part]) -> None:
+def make(build: Path, parts: Sequence[Part], share: float = TOGETHER) -> None:
     """Write `train.jsonl` and `valid.jsonl` with rows {"text": ...}. The same texts give the same bytes."""
-    train = rows([train for train, _ in parts], random.Random(0))
+    train = rows([train for train, _ in parts], random.Random(0), share)
     for name, part in (("train", train), ("valid", [text for _, held in parts for text in held])):
         write_rows(build / f"{name}.jsonl", ({"text": text} for text in part))
