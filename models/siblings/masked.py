@@ -68,18 +68,23 @@ def masked(rows: Sequence[Sequence[int]], special: Sequence[int], seed: int = 0)
 
 
 class Counts:
-    """Probabilities of a token from its neighbours, counted in texts: Witten and Bell's smoothing."""
+    """Probabilities of a token from its neighbours, counted in texts: Witten and Bell's smoothing.
 
-    def __init__(self, rows: Sequence[Sequence[int]], vocab_size: int) -> None:
+    `special` tokens are neighbours, but never masked.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], vocab_size: int, special: Sequence[int] = ()) -> None:
         pairs = np.zeros((vocab_size, vocab_size))
         single = np.ones(vocab_size)
         for row in rows:
             tokens = np.array(row)
             np.add.at(single, tokens, 1)
             np.add.at(pairs, (tokens[:-1], tokens[1:]), 1)
-        self.unigram = single / single.sum()
+        self._ordinary = ~np.isin(np.arange(vocab_size), special)
+        self._any = single / single.sum()
+        self.unigram = self._any * self._ordinary / self._any[self._ordinary].sum()
         seen, kinds = pairs.sum(axis=1, keepdims=True), (pairs > 0).sum(axis=1, keepdims=True)
-        self._next = (pairs + np.maximum(kinds, 1) * self.unigram) / (seen + np.maximum(kinds, 1))
+        self._next = (pairs + np.maximum(kinds, 1) * self._any) / (seen + np.maximum(kinds, 1))
 
     def between(self, row: Masked) -> np.ndarray:
         """p(token | left, right) of each masked place, (N, V): p(token | left) p(right | token), normalized.
@@ -92,6 +97,7 @@ class Counts:
             scores = self.unigram if left < 0 or left in hidden else self._next[row.tokens[left]]
             if right < len(row.tokens) and right not in hidden:
                 scores = scores * self._next[:, row.tokens[right]]
+            scores = scores * self._ordinary
             rows.append(scores / scores.sum())
         return np.stack(rows)
 
@@ -135,8 +141,9 @@ def encoded(path: Path, tokenizer: Tokenizer) -> list[list[int]]:
 
 def compared(model: EncoderLM, tokenizer: Tokenizer, build: Path) -> dict[str, dict[str, float]]:
     """Scores on the masked tokens of the held-out texts: of frequencies, of neighbours, and of the model."""
-    counts = Counts(encoded(build / "train.jsonl", tokenizer), tokenizer.vocab_size)
-    rows = masked(encoded(build / "valid.jsonl", tokenizer), sorted(tokenizer.special_ids))
+    special = sorted(tokenizer.special_ids)
+    counts = Counts(encoded(build / "train.jsonl", tokenizer), tokenizer.vocab_size, special)
+    rows = masked(encoded(build / "valid.jsonl", tokenizer), special)
     guessed = probabilities(model, rows, tokenizer.mask_token_id)
     return {
         "frequencies (unigram)": scores((np.tile(counts.unigram, (len(row.places), 1)) for row in rows), rows),
