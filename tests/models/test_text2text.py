@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import macllm
 from macllm.hub.names import bundled_models
 from macllm_models.maclet.knowledge import Guide
 from macllm_models.maclet.questions import kept_from_training
@@ -64,15 +63,16 @@ def test_the_nearest_known_word_is_the_most_frequent_one_edit_away() -> None:
 
 @pytest.mark.skipif(NAME not in bundled_models(), reason="not made yet")
 def test_held_out_questions_are_repaired() -> None:
-    """Of the first pairs of the whole data's held-out ones; the input as it is has none right."""
+    """Of the first 40 of the card's held-out ones; as they were typed, none is right."""
     rows = json.loads((Path(__file__).parent / "misspelled.json").read_text(encoding="utf-8"))
     pairs = [(source, target) for source, target in rows]
-    model, tokenizer = macllm.load(NAME)
     greedy, typed = correction.score(pairs, correction.corrector(NAME)), correction.score(pairs, lambda text: text)
     assert typed.questions == 0
-    assert greedy.questions >= LEAST_RIGHT
-    assert greedy.word_rate > typed.word_rate
-    assert macllm.generate(model, tokenizer, "waht is atention?", num_beams=4).text == "what is attention?"
+    assert greedy.questions >= 12
+    assert greedy.word_rate > typed.word_rate + 0.08
 
 
-LEAST_RIGHT = 12
+@pytest.mark.skipif(NAME not in bundled_models(), reason="not made yet")
+@pytest.mark.parametrize("beams", [1, correction.BEAMS])
+def test_the_question_of_readme_is_corrected(beams: int) -> None:
+    assert correction.corrector(NAME, beams)("waht is atention?") == "what is attention?"
