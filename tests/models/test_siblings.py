@@ -99,6 +99,12 @@ def test_texts_are_taken_once_and_none_is_of_the_examination(parts: list[texts.P
     assert not kept_from_training() & set(found)
 
 
+def test_a_text_of_the_examination_is_left_out(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+    examined = guide.own[0][-1]
+    monkeypatch.setattr(texts, "kept_from_training", lambda: {normalized(examined)})
+    assert normalized(examined) not in {normalized(text) for group in texts.texts(guide) for text in group}
+
+
 def test_held_out_texts_are_in_no_row_of_training(parts: list[texts.Part], tmp_path: Path) -> None:
     texts.make(tmp_path, parts)
     rows = {part: _texts(tmp_path / f"{part}.jsonl") for part in ("train", "valid")}
