@@ -23,8 +23,7 @@ from macllm_models.siblings import chats, correction, masked, routing, spelling
 
 HOME = Path(__file__).parent
 MOST_BYTES = 2 * 10**6  # of a sibling's folder
-_COMMANDS = {"recipe.toml": "train", "second.toml": "finetune", "third.toml": "finetune"}
-_TITLES = {"recipe.toml": "First stage:", "second.toml": "Second stage:", "third.toml": "Third stage:"}
+_STAGES = {"recipe.toml": "First", "second.toml": "Second", "third.toml": "Third", "fourth.toml": "Fourth"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Sibling:
     """The parts of the making of a sibling.
 
     `make` writes the rows of each stage into the folder to work in: `train.jsonl` and `valid.jsonl`, those of further
-    stages in `second/` and `third/`. `tokenizer` are the options of `macllm tokenizer train`, which reads `train.jsonl`
+    stages in `second/` and so on. `tokenizer` are the options of `macllm tokenizer train`, which reads `train.jsonl`
     too. `measure` gives the table of a model (a folder) on the rows there.
     """
 
@@ -60,7 +59,7 @@ def prepare(sibling: Sibling, build: Path) -> None:
 
 def stages(home: Path) -> list[str]:
     """The recipes of a sibling in their order."""
-    return [name for name in _COMMANDS if (home / name).is_file()]
+    return [name for name in _STAGES if (home / name).is_file()]
 
 
 def train(home: Path, build: Path, settings: Sequence[str]) -> Path:
@@ -68,17 +67,17 @@ def train(home: Path, build: Path, settings: Sequence[str]) -> Path:
     model = build
     for name in stages(home):
         data = work(build, name)
-        if _COMMANDS[name] == "train":
+        if name == "recipe.toml":
             places = [f"data={data}", f"tokenizer={build / 'tokenizer'}", f"output={data / 'run'}", *settings]
         else:
             places = [f"data={data}", f"model={model}", f"adapter_path={data / 'run'}"]
-        model = trained(_COMMANDS[name], home / name, data / "run", places)
+        model = trained("train" if name == "recipe.toml" else "finetune", home / name, data / "run", places)
     return model
 
 
 def work(build: Path, stage: str) -> Path:
     """The folder with the rows and the run of a stage."""
-    return build if _COMMANDS[stage] == "train" else build / Path(stage).stem
+    return build if stage == "recipe.toml" else build / Path(stage).stem
 
 
 def report(sibling: Sibling, home: Path, build: Path, model: Path) -> str:
@@ -86,7 +85,7 @@ def report(sibling: Sibling, home: Path, build: Path, model: Path) -> str:
     parts = [sibling.measure(model, build)]
     found = stages(home)
     for name in found:
-        title = [_TITLES[name]] if len(found) > 1 else []
+        title = [f"{_STAGES[name]} stage:"] if len(found) > 1 else []
         parts += [*title, curves(work(build, name) / "run" / "metrics.jsonl")]
     return "\n\n".join(parts)
 

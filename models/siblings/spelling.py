@@ -109,11 +109,12 @@ def pieces(rng: random.Random, asked: Iterable[str]) -> Iterator[str]:
 
 
 def make(build: Path) -> None:
-    """The texts of the first stage, and the pairs of the others in `second/` and `third/`."""
+    """The texts of the first stage, and the pairs of the others in `second/` and so on."""
     guide = Guide(random.Random(0))
     texts.make(build, texts.parts_of(guide))
     make_pairs(build / "second", guide)
     make_pairs(build / "third", guide, seed=1)
+    make_pairs(build / "fourth", guide, seed=2)
 
 
 def make_pairs(folder: Path, guide: Guide, seed: int = 0, most: int | None = None) -> None:
