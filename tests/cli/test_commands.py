@@ -260,18 +260,22 @@ def test_an_adapter_is_trained_used_and_merged(
     assert f"already exists\ntry: macllm fuse --adapter {adapter} --output {fused}-2\n" in again.err
 
 
-def test_models_ls_show_and_get_agree_on_the_bundled_model(run: Callable[..., Outcome]) -> None:
+def test_models_ls_show_and_get_agree_on_the_bundled_models(run: Callable[..., Outcome]) -> None:
     listed = run("models", "ls").out.splitlines()
     assert listed[0].split() == ["name", "weights", "size", "context", "fits", "tok/s", "status"]
     assert listed[1].split() == ["maclet", "f16", "7.7", "MB", "1k", "all", "-", "bundled"]
     assert "mlx-community/Qwen3-8B-4bit" in run("models", "ls", "--all").out
-    (only,) = json.loads(run("models", "ls", "--json").out)
-    shown = json.loads(run("models", "show", "--json").out)
-    assert only["name"] == shown["name"] == "maclet"
-    assert only["path"] == shown["path"]
-    assert only["fitting_tokens"] == shown["fitting_tokens"] == 1024
+    found = json.loads(run("models", "ls", "--json").out)
+    assert [each["name"] for each in found] == ["maclet", "maclet-moe", "maclet-text2text", "maclet-encoder"]
+    for each in found:
+        shown = json.loads(run("models", "show", each["name"], "--json").out)
+        assert {name: shown[name] for name in ("name", "path", "fitting_tokens")} == {
+            name: each[name] for name in ("name", "path", "fitting_tokens")
+        }
+        assert run("models", "get", each["name"]).out.strip() == each["path"]
+    assert found[0]["fitting_tokens"] == 1024
+    assert json.loads(run("models", "show", "--json").out)["name"] == "maclet"
     assert "family      llama" in run("models", "show").out
-    assert run("models", "get", "maclet").out.strip() == only["path"]
 
 
 @pytest.mark.parametrize("command", ["rm", "verify"])

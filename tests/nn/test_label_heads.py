@@ -14,7 +14,8 @@ from macllm.families import labels
 from macllm.nn.info import ModelInfo
 from macllm.nn.labels import last_tokens
 from macllm.nn.spec import LabelSpec
-from macllm.train.objectives.labelled import Labelled, closing, collate_labelled, label_loss, label_name, summary
+from macllm.train.objectives.labelled import Labelled, closing, collate_labelled, label_loss, summary
+from macllm.train.rows import label_name
 from tests.train.toy import random_llama
 
 
