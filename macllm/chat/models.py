@@ -124,7 +124,7 @@ def described(found: Description) -> UsableModel:
     size = sum(size for name, size in found.files if name.endswith(".safetensors"))
     return UsableModel(
         found.name,
-        "cached" if found.path else "catalogue",
+        "bundled" if is_bundled(found.name) else "cached" if found.path else "catalogue",
         found.size_bytes,
         shape=shape,
         fit=fit(size, shape, measured.memory_limit or memory_limit()) if size else None,

@@ -269,9 +269,9 @@ def test_models_ls_show_and_get_agree_on_the_bundled_models(run: Callable[..., O
     assert [each["name"] for each in found] == ["maclet", "maclet-moe", "maclet-text2text", "maclet-encoder"]
     for each in found:
         shown = json.loads(run("models", "show", each["name"], "--json").out)
-        assert {name: shown[name] for name in ("name", "path", "fitting_tokens")} == {
-            name: each[name] for name in ("name", "path", "fitting_tokens")
-        }
+        same = ["name", "path", "kind", "family", "weights", "context_tokens"]
+        assert [shown[name] for name in same] == [each[name] for name in same]
+        assert each["kind"] == "bundled"
         assert run("models", "get", each["name"]).out.strip() == each["path"]
     assert found[0]["fitting_tokens"] == 1024
     assert json.loads(run("models", "show", "--json").out)["name"] == "maclet"
