@@ -50,7 +50,7 @@ from tests.real import make
 MODEL = "SmolLM2-135M-Instruct"
 TOKENS, BATCH = 60, 16
 SETTINGS: dict[str, Any] = {
-    "epochs": 1.0, "learning_rate": 1e-3, "num_layers": 10, "batch_size": 4,
+    "epochs": 2.0, "learning_rate": 1e-3, "num_layers": 10, "batch_size": 4,
     "steps_per_eval": 0, "save_every": 0, "cache_gb": 0.0,
 }  # fmt: skip
 REQUEST = "\nAnswer in at most twenty words."
