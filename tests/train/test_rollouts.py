@@ -139,6 +139,17 @@ def test_prompts_of_unequal_lengths_are_answered_side_by_side_as_each_alone(
             np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=2e-6, atol=2e-6)
 
 
+def test_an_answer_that_fills_the_context_leaves_room_for_longer_ones_beside_it() -> None:
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    model = random_llama(model_type="gpt2", vocab_size=VOCAB, **shape)
+    asked = [SamplingTask(np.arange(1, 13, dtype=np.int32), [1, 2], 4), SamplingTask(PROMPT[:2], [3, 4, 5], 14)]
+    together = sample(model, asked, ends=())
+    for each, own in zip(asked, together, strict=True):
+        assert [len(one) for one in own] == [each.max_tokens] * len(each.seeds)
+        alone = sample(model, [each], ends=())[0]
+        assert [one.tokens.tolist() for one in own] == [one.tokens.tolist() for one in alone]
+
+
 def test_at_most_32_answers_are_sampled_side_by_side_unless_one_prompt_has_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

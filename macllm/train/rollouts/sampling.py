@@ -98,17 +98,21 @@ def _sampled(
     for step in range(limits.max()):
         tokens = mx.stack([samplers[row](logits[i], step) for i, row in enumerate(rows)]).astype(mx.int32)
         log_probs = -cross_entropy(logits, tokens)
-        if step + 1 < limits.max():
-            logits = model.logits(model.hidden(tokens[:, None], cache=cache))[:, -1]
+        held, within, fed = rows, np.flatnonzero(step + 1 < limits[rows]), tokens
+        if 0 < len(within) < len(rows):  # the context of the others may be full
+            cache.select(within.tolist())
+            rows, fed = rows[within], tokens[mx.array(within)]
+        if len(within):
+            logits = model.logits(model.hidden(fed[:, None], cache=cache))[:, -1]
         mx.async_eval(logits)
-        drawn[step, rows], likely[step, rows] = np.array(tokens), np.array(log_probs)
-        open_ = ~stopped[rows] & (step < limits[rows])
-        if not np.isfinite(likely[step, rows[open_]]).all():
+        drawn[step, held], likely[step, held] = np.array(tokens), np.array(log_probs)
+        open_ = held[~stopped[held]]
+        if not np.isfinite(likely[step, open_]).all():
             raise not_finite("logits")
-        lengths[rows[open_]] += 1
-        stopped[rows[open_]] = np.isin(drawn[step, rows[open_]], stops)
-        going = ~stopped[rows] & (step + 1 < limits[rows])
-        if not going.any():
+        lengths[open_] += 1
+        stopped[open_] = np.isin(drawn[step, open_], stops)
+        going = ~stopped[rows]
+        if not len(within) or not going.any():
             break
         if 2 * going.sum() <= len(rows) and isinstance(cache, SelectingCache):
             kept = np.flatnonzero(going).tolist()
