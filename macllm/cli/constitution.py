@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from macllm.train.constitution.records import RecordFiles
     from macllm.train.constitution.revising import Revised
     from macllm.train.constitution.speaker import ModelSpeaker
-    from macllm.train.constitution.stages import Stages
+    from macllm.train.constitution.stages import Stages, TrainingObjective
 
 _HIGHEST = 100.0  # of a temperature
 
@@ -110,7 +110,13 @@ _margin_option = click.option(
 @_rounds_option
 @_margin_option
 @_judge_option
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of both trainings; may be repeated.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of both trainings; sft.KEY or dpo.KEY of one. May be repeated.",
+)
 @restarts_option
 @click.option(
     "-o", "--output", required=True, metavar="FOLDER", help="Folder of the data, the trainings and the model."
@@ -131,18 +137,18 @@ def command(
             "--adapter cannot be used here", cause="its model is trained anew", remedy="macllm fuse, then --model fused"
         )
     _check_temperature(options)
-    config = FinetuneConfig.load(sets=sets, data=options.prompts, model=options.model, adapter_path=options.output)
-    stages = _stages(options, config, [rounds, margin, _judge_identity(judge), *sorted(sets)])
+    supervised, preferred = (_config(options, sets, objective) for objective in ("sft", "dpo"))
+    stages = _stages(options, [rounds, margin, _judge_identity(judge), *sorted(sets)])
     if not stages.result.exists():
         if not stages.revised.exists():
             _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
-            _trained(stages.supervised(config), stages.revised, restarts)
+            _trained(stages.supervised(supervised), stages.revised, restarts)
         again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
         if not _compared(again, margin, judge).decided:
             raise MacllmError(
                 "no answer was preferred to another", remedy="other questions, more --max-tokens, or a lower --margin"
             )
-        _trained(stages.preferred(config), stages.result, restarts)
+        _trained(stages.preferred(preferred), stages.result, restarts)
     say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(stages.result)])}")
     click.echo(stages.result)
 
@@ -157,8 +163,8 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
     The output is training data for macllm finetune: rows of the prompt and the last revision, with the first answer and
     the dialogue beside them to look at. Questions too long for the context, and those whose revision reaches
     --max-tokens, go to a file beside it, with .skipped before its ending. The file of principles has a table
-    [[principle]] with name and text for each, and if wanted the texts of critique, revision and preference. The same
-    command again goes on after an interruption.
+    [[principle]] with name and text for each, and if wanted the texts of critique, revision and preference; a revision
+    without {critique} is asked for with no critique before it. The same command again goes on after an interruption.
     """
     found = _revised(options, rounds)
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
@@ -233,7 +239,20 @@ def _judge_identity(judge: str | None) -> str | None:
     return judge and user_functions.identity(judge)
 
 
-def _stages(options: _JudgementOptions, config: FinetuneConfig, others: Sequence[object]) -> Stages:
+def _config(options: _JudgementOptions, sets: Sequence[str], objective: TrainingObjective) -> FinetuneConfig:
+    """The settings of one training, checked before anything is answered."""
+    from macllm.train.constitution.stages import training_settings
+
+    return FinetuneConfig.load(
+        sets=training_settings(sets, objective),
+        objective=objective,
+        data=options.prompts,
+        model=options.model,
+        adapter_path=options.output,
+    )
+
+
+def _stages(options: _JudgementOptions, others: Sequence[object]) -> Stages:
     """The stages in the folder that the options name."""
     from macllm.train import rows
     from macllm.train.constitution import principles
@@ -245,7 +264,7 @@ def _stages(options: _JudgementOptions, config: FinetuneConfig, others: Sequence
     about = {
         "prompts": hashlib.sha256("".join(keys).encode()).hexdigest(),
         "principles": [asdict(each) for each in principles.read(Path(options.principles))],
-        "model": fingerprint(fetch(config.model)),
+        "model": fingerprint(fetch(options.model)),
         "answers": [options.max_tokens, options.temperature, options.seed],
         "settings": list(others),
     }

@@ -10,6 +10,7 @@ import pytest
 
 from macllm import cli
 from macllm.cli import constitution
+from macllm.train.config import FinetuneConfig
 from macllm.train.constitution import stages
 
 QUESTIONS = ("What is RoPE?", "What is GQA?", "What is LoRA?", "What is MoE?")
@@ -61,6 +62,38 @@ def test_an_interrupted_constitution_goes_on_to_the_same_bytes(folder: Path, mon
     assert codes == [130] * 6 + [0]
     assert len(seen) == 6
     assert files(folder / "parts") == files(folder / "whole")
+
+
+def test_each_training_has_its_own_settings() -> None:
+    sets = ["epochs=1", "dpo.learning_rate=2e-5", "sft.learning_rate=1e-4", "learning_rate=1", "beta=0.2", "lerning=1"]
+    assert stages.training_settings(sets, "sft") == ("epochs=1", "learning_rate=1", "lerning=1", "learning_rate=1e-4")
+    assert stages.training_settings(sets, "dpo") == (
+        "epochs=1", "learning_rate=1", "beta=0.2", "lerning=1", "learning_rate=2e-5"
+    )  # fmt: skip
+    supervised, preferred = (
+        FinetuneConfig.load(sets=stages.training_settings(sets[:5], objective), objective=objective, data="prompts")
+        for objective in ("sft", "dpo")
+    )
+    assert (supervised.learning_rate, preferred.learning_rate, preferred.beta) == (1e-4, 2e-5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data=mine.jsonl", "data cannot be set here"),
+        ("dpo.model=mine", "model cannot be set here"),
+        ("sft.beta=0.2", "beta"),
+        ("rlhf.beta=0.2", "rlhf.beta"),
+        ("teacher=mine", "teacher"),
+        ("beta", "cannot read 'beta'"),
+    ],
+)
+def test_settings_that_no_training_takes_are_refused(
+    folder: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*GIVEN, "--set", setting, "-o", "new"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "new").exists()
 
 
 def test_a_folder_of_other_settings_or_with_other_files_is_refused(

