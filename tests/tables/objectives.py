@@ -22,7 +22,7 @@ from tests.tables.twins import GRADIENT, LOSS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEARNING = REPOSITORY / "tests" / "learning"
-_LONG = ("constitution",)  # scripts of many minutes, which run last
+_FIRST, _LAST = ("pretraining", "passkey"), ("constitution",)  # scripts of many minutes; the last one keeps all cores
 _AT_ONCE = 2  # scripts, most of which keep one core busy
 TESTS = ("tests/train/objectives", "tests/tables/test_gradients.py")
 
@@ -96,7 +96,7 @@ def table(quick: bool, say: Say) -> Table:
     tests = ("tests/train/objectives/test_preferences.py",) if quick else TESTS
     differences = measured(tests, say)
     scripts = [path for path in LEARNING.glob("[!_]*.py") if not path.stem.startswith("test_")]
-    scripts.sort(key=lambda path: (path.stem in _LONG, path.stem))
+    scripts.sort(key=lambda path: (path.stem in _LAST, path.stem not in _FIRST, path.stem))
     shown = {} if quick else learned(scripts, say)
     rows, held = list[list[str]](), list[bool]()
     for name, proof in PROOFS.items():
