@@ -44,6 +44,7 @@ COMMANDS = {
     "train": "Train a model from random weights.",
     "runs": "List, watch, stop, resume and compare training runs.",
     "recipe": "List, show and copy settings of training runs for common purposes.",
+    "scaling": "Fit scaling laws to runs: loss by parameters, tokens and compute.",
     "bench": "Measure the speed and memory use of a model.",
     "config": "Show and change the settings.",
     "doctor": "Show system and kernel diagnostics.",

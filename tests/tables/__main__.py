@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from tests.tables import benches, commands, gradients, guide, kills, objectives, trajectories
+from tests.tables import benches, commands, gradients, guide, kills, objectives, scaling, trajectories
 from tests.tables.table import machine
 
 TABLES = {
@@ -24,6 +24,7 @@ TABLES = {
     "memory": benches.memory,
     "speed": benches.speed,
     "guide": guide.table,
+    "scaling": scaling.table,
 }
 
 
