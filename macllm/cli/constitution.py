@@ -24,6 +24,7 @@ from .training import events, narrate, restarts_option
 
 if TYPE_CHECKING:
     from macllm.train.constitution.comparing import Compared
+    from macllm.train.constitution.judges import FunctionJudge
     from macllm.train.constitution.principles import Principle
     from macllm.train.constitution.prompts import AskedQuestion
     from macllm.train.constitution.records import RecordFiles
@@ -138,13 +139,14 @@ def command(
         )
     _check_temperature(options)
     supervised, preferred = (_config(options, sets, objective) for objective in ("sft", "dpo"))
-    stages = _stages(options, [rounds, margin, _judge_identity(judge), *sorted(sets)])
+    scripted = _scripted(judge)
+    stages = _stages(options, [rounds, margin, scripted and scripted.identity, *sorted(sets)])
     if not stages.result.exists():
         if not stages.revised.exists():
             _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
             _trained(stages.supervised(supervised), stages.revised, restarts)
         again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
-        if not _compared(again, margin, judge).decided:
+        if not _compared(again, margin, scripted).decided:
             raise MacllmError(
                 "no answer was preferred to another", remedy="other questions, more --max-tokens, or a lower --margin"
             )
@@ -185,7 +187,7 @@ def prefer(options: _JudgementOptions, margin: float, judge: str | None) -> None
     The same command again goes on after an interruption.
     """
     _check_temperature(options)
-    found = _compared(options, margin, judge)
+    found = _compared(options, margin, _scripted(judge))
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
 
 
@@ -210,14 +212,13 @@ def _revised(options: _JudgementOptions, rounds: int) -> Revised:
     return found
 
 
-def _compared(options: _JudgementOptions, margin: float, judge: str | None) -> Compared:
+def _compared(options: _JudgementOptions, margin: float, scripted: FunctionJudge | None) -> Compared:
     """Answer twice and compare, and say how it went."""
     from macllm.train.constitution.comparing import compare
-    from macllm.train.constitution.judges import AskedJudge, FunctionJudge
+    from macllm.train.constitution.judges import AskedJudge
 
-    scripted = FunctionJudge(judge) if judge else None  # refused before the model is loaded
     questions, principles, speaker = _ready(options)
-    output = _output(options, _judge_identity(judge))
+    output = _output(options, scripted and scripted.identity)
     asked = scripted or AskedJudge(speaker)
     work = compare(questions, principles, speaker, asked, output, margin=margin, seed=options.seed)
     with answering():
@@ -229,14 +230,19 @@ def _compared(options: _JudgementOptions, margin: float, judge: str | None) -> C
             f"{found.too_long} too long for the context; "
             f"log-odds of {found.position_bias:+.2f} for the answer named first"
         )
+        if 2 * found.consistent < found.decided:
+            say(
+                "most preferences change with the order of the answers: the model judges their places more than their "
+                "texts. A larger model judges better, or a function: --judge FILE.py:FUNCTION"
+            )
     return found
 
 
-def _judge_identity(judge: str | None) -> str | None:
-    """The hash of a judge's file and its function; None for the model."""
-    from macllm.train import user_functions
+def _scripted(judge: str | None) -> FunctionJudge | None:
+    """The judge that is a function, None for the model. Raises UsageError before anything is loaded."""
+    from macllm.train.constitution.judges import FunctionJudge
 
-    return judge and user_functions.identity(judge)
+    return FunctionJudge(judge) if judge else None
 
 
 def _config(options: _JudgementOptions, sets: Sequence[str], objective: TrainingObjective) -> FinetuneConfig:

@@ -25,7 +25,7 @@ from macllm.text.tokenizer import Tokenizer
 from .assemble import Assembler
 from .contract import DEFAULT_OPTIONS, EngineOptions
 from .decode import Sampled, decode, prefill
-from .limits import answer_limit, check
+from .limits import answer_limit, check, check_kind
 from .prefix import PrefixCache
 from .prompt import continues, encode_prompt
 from .request import Beam, Delta, Done, Event, Events, FinishReason, Prefill, Request, Timing, Usage
@@ -67,6 +67,7 @@ def run_steps(
     `cancelled` is called after every step; once it returns True, Done follows with the tokens so far. However
     a completion ends, the cache in `prefix` holds only shown tokens.
     """
+    check_kind(model.info)  # before a chat template is missed that this kind never has
     prompt = encode_prompt(tokenizer, request)
     check(model.info, request, prompt)
     running = _RunningCompletion(model, tokenizer, request, options, prompt, prefix, cancelled)

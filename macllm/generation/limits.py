@@ -19,15 +19,20 @@ log = logging.getLogger("macllm")
 UNBOUNDED_ANSWER_TOKENS = 4096  # if neither the request nor the model sets a limit
 
 
-def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
-    """Raise UsageError for a request that this model does not support, DoesNotFitError for a long prompt."""
-    defaults.check(request, info.vocab_size)
+def check_kind(info: ModelInfo) -> None:
+    """Raise UsageError for a model that generates no text: a classifier or an encoder."""
     if info.labels is not None:
         remedy = "macllm.classify(model, tokenizer, texts), macllm.tag or macllm.reward"
         raise UsageError("this model classifies and cannot generate text", remedy=remedy)
     if info.kind == "encoder":
         remedy = "macllm.embed(model, tokenizer, texts)"
         raise UsageError("this model is an encoder and cannot generate text", remedy=remedy)
+
+
+def check(info: ModelInfo, request: Request, prompt: Sequence[int]) -> None:
+    """Raise UsageError for a request that this model does not support, DoesNotFitError for a long prompt."""
+    defaults.check(request, info.vocab_size)
+    check_kind(info)
     if info.kind == "encoder-decoder" and request.answer_start:
         raise UsageError("an encoder-decoder cannot continue an answer", remedy="ask again without answer_start")
     if not prompt:

@@ -253,7 +253,7 @@ class Tokenizer:
         if self.chat_template is None:
             raise UsageError(
                 f"The model in {self.folder} has no chat template.",
-                cause="base models are trained to continue text, not to chat",
+                cause="models without one continue or rewrite text; they were not trained to chat",
                 remedy="macllm generate, or a model whose name ends in -Instruct, -it or -chat",
             )
         return self.chat_template.render(

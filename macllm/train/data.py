@@ -108,11 +108,12 @@ def loading(
     trained = _hashes([example] for example in train if valid)
     shared = int(np.isin(_hashes([example] for example in valid), trained).sum())
     if not train:
+        longer = counts.truncated_rows + counts.dropped_rows
+        larger = "a model with a longer context" if limit < config.max_seq_length else "a larger max_seq_length"
         raise DataError(
             f"{train_path} has no supervised tokens",
-            cause=f"of {counts.rows} rows {counts.unsupervised_rows} have no supervised tokens, "
-            f"{counts.dropped_rows} are longer than {limit} tokens",
-            remedy="assistant turns or completions in the rows, or a larger max_seq_length",
+            cause=f"of {counts.rows} rows {counts.unsupervised_rows} have none in {limit} tokens, {longer} are longer",
+            remedy=f"shorter prompts, or {larger}" if longer else "assistant turns or completions in the rows",
         )
     return Dataset(train, valid, counts, replace(valid_counts, shared_rows=shared))
 

@@ -61,13 +61,13 @@ def _events(config: PretrainConfig, folder: Path, notes: Sequence[str]) -> Gener
             cause="it predicts no tokens",
             remedy='"architectures" with a class that does, such as BertForMaskedLM',
         )
-    vocab_size = min(filter(None, (model.info.vocab_size, model.info.source_vocab_size)))
-    remedy = f'"vocab_size": {tokenizer.vocab_size} in {config.config}'
-    run.check_vocabulary(config.config, vocab_size, tokenizer.vocab_size, remedy)
     objective = objectives.chosen(config, model, tokenizer)
+    vocab_size = min(filter(None, (model.info.vocab_size, model.info.source_vocab_size)))
+    remedy = f'"vocab_size": {tokenizer.vocab_size} in a copy of {config.config}, or a tokenizer of {vocab_size} tokens'
+    run.check_vocabulary(config.config, vocab_size, tokenizer.vocab_size, remedy)
     pack.bin_size(config, model, objective)  # refused before rows are read
     rows = yield from data.loading(config, objective, tokenizer, model.info.context_length)
-    larger = f'a larger "vocab_size" in {config.config}'
+    larger = f'a larger "vocab_size" in a copy of {config.config}'
     run.check_tokens(config.config, vocab_size, [*rows.train, *rows.valid], larger)
 
     def export() -> Path:

@@ -8,6 +8,7 @@ Random state needs no file: batches and dropout are functions of (seed, step).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from typing import Any, Self, cast
 
 import mlx.core as mx
 
-from macllm.errors import CheckpointError, MacllmError
+from macllm.errors import CheckpointError, DoesNotFitError, MacllmError, UsageError
 from macllm.files import occupy_standard_descriptors, read_json, sync, write_json
 
 from .config import TrainConfig
@@ -30,6 +31,7 @@ from .config.data import INPUTS
 from .contract import AnyBatch, Arrays, Loss, OptimizerState
 from .spikes import Watch
 
+_LEAST_FREE_BYTES = 1 << 20  # with less, a failed write is due to a full disk
 _FORMAT = 2  # 1 had AdamW's two moments beside the weights
 _KEYS = ("step", "slots", "count", "best_loss", "eval_loss", "window", "run")
 
@@ -147,20 +149,32 @@ class Snapshots:
             sync(self.folder)
             self._remove_drafts()
         except (OSError, RuntimeError) as error:
+            is_full = self._is_full(draft, error)
             shutil.rmtree(draft, ignore_errors=True)
             self._restore()
-            raise MacllmError(
-                f"cannot write the snapshot {final}",
-                cause=str(error),
-                remedy=f"free some disk space, then macllm runs resume {shlex.quote(str(self.folder.parent))}",
-            ) from error
+            resume = f"macllm runs resume {shlex.quote(str(self.folder.parent))}"
+            if is_full:
+                cause = f"the disk of {self.folder} is full"
+                raise DoesNotFitError(
+                    f"cannot write the snapshot {final}", cause=cause, remedy=f"free some space, then {resume}"
+                ) from error
+            raise MacllmError(f"cannot write the snapshot {final}", cause=str(error), remedy=resume) from error
         self._prune(state.step, state.watch.kept)
         return final
+
+    @staticmethod
+    def _is_full(draft: Path, error: OSError | RuntimeError) -> bool:
+        """True if the disk is full; MLX's RuntimeError does not say so."""
+        if isinstance(error, OSError):
+            return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        with suppress(OSError):
+            return shutil.disk_usage(draft).free < _LEAST_FREE_BYTES
+        return False
 
     def latest(self) -> TrainState | None:
         """The newest undamaged snapshot, None for an empty folder.
 
-        Raises CheckpointError if all are damaged, or if it belongs to another run.
+        Raises CheckpointError if all are damaged, UsageError if it belongs to another run.
         """
         damage: list[str] = []
         self._restore()
@@ -178,7 +192,7 @@ class Snapshots:
         return None
 
     def at(self, step: int) -> TrainState:
-        """The snapshot of a step. Raises CheckpointError if it is damaged or belongs to another run."""
+        """The snapshot of a step. Raises CheckpointError if it is damaged, UsageError if of another run."""
         try:
             return self._read(self.folder / _name(step))
         except _DamagedError as error:
@@ -337,7 +351,7 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) 
     changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
     if changed:
         cause = "; ".join(f"{k} was {theirs.get(k)!r}, is {ours.get(k)!r}" for k in changed[:4])
-        raise CheckpointError(
+        raise UsageError(
             f"{folder.parent.parent} has another run",
             cause=cause,
             remedy="the settings and data of that run, macllm runs fork with --set for others, or another folder"

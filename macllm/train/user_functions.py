@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def load(name: str, use: str) -> Callable[..., Any]:
     """
     text, _, function = name.rpartition(":")
     path, remedy = Path(text), f"{use} file.py:function"
+    if not text or not function:
+        raise UsageError(f"{name} names no function", cause=f"{use} takes a file and a function in it", remedy=remedy)
     if not path.is_file():
         raise UsageError(f"there is no file {path}", cause=f"{use} is {name}", remedy=remedy)
     spec = importlib.util.spec_from_file_location(f"macllm_user_{path.stem}", path)
@@ -32,13 +35,21 @@ def load(name: str, use: str) -> Callable[..., Any]:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be run", cause=f"{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{path} cannot be run", cause=cause(error, name), remedy=f"python {path}") from error
     found = getattr(module, function, None)
     if not callable(found):
         near = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise UsageError(f"{path} has no function {function!r}", remedy=f"one of {', '.join(near)}" if near else None)
     return found
+
+
+def cause(error: BaseException, name: str) -> str:
+    """The error of the user's code in one line, with the last line of the file that led to it."""
+    path = Path(name.rpartition(":")[0]).absolute()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return f"{type(error).__name__}: {error}" + (f" ({path.name}:{lines[-1]})" if lines else "")
 
 
 def identity(name: str) -> str:

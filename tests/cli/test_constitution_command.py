@@ -96,6 +96,32 @@ def test_settings_that_no_training_takes_are_refused(
     assert not (folder / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [("judge.py:missing", "has no function"), ("judge.py", "names no function"), ("none.py:x", "there is no file")],
+)
+def test_a_wrong_judge_is_refused_before_anything_is_answered(
+    folder: Path, judge: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "judge.py").write_text("def first(**texts):\n    return 1\n")
+    assert cli.main([*GIVEN, "--judge", judge, "-o", "new"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "new").exists()
+
+
+def test_preferences_for_a_place_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "judge.py").write_text(
+        "def first(first, second, **texts):\n    return 5 + (len(first) > len(second))\n\n"
+        "def longer(first, second, **texts):\n    return len(first) - len(second)\n"
+    )
+    told = {}
+    for name in ("first", "longer"):
+        arguments = ["data", "prefer", *GIVEN[1:-3], "--judge", f"judge.py:{name}", "-o", f"{name}.jsonl"]
+        assert cli.main(arguments) == 0
+        told[name] = "change with the order of the answers" in capsys.readouterr().err
+    assert told == {"first": True, "longer": False}
+
+
 def test_a_folder_of_other_settings_or_with_other_files_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,8 @@ def test_generating_with_an_encoder_is_an_error_that_names_embed() -> None:
     with pytest.raises(UsageError, match="encoder") as error:
         generate(model("encoder"), FakeTokenizer(), Request(prompt=PROMPT))
     assert "embed" in error.value.remedy
+    with pytest.raises(UsageError, match="encoder"):  # not an error about the chat template that it lacks
+        generate(model("encoder"), FakeTokenizer(), Request(messages=({"role": "user", "content": "Hi"},)))
 
 
 def test_a_thread_engine_gives_the_tokens_of_a_model_on_this_thread() -> None:

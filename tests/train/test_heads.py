@@ -16,7 +16,7 @@ import macllm
 from macllm import adapter, checkpoint
 from macllm.adapter.export import export
 from macllm.cli import main
-from macllm.errors import CheckpointError, DataError, UsageError
+from macllm.errors import DataError, UsageError
 from macllm.families import labels
 from macllm.nn import lora
 from macllm.train import data, heads, objectives
@@ -138,7 +138,7 @@ def test_a_run_is_not_resumed_with_other_names_of_its_labels(folder: Path, tmp_p
             if isinstance(event, Saved) and event.step == 2:
                 break
     file.write_text(file.read_text().replace('"with"', '"known"'))  # numbers of the labels stay as they are
-    with pytest.raises(CheckpointError, match="has another run"):
+    with pytest.raises(UsageError, match="has another run"):
         finetune(dataclasses.replace(config, resume=True))
 
 

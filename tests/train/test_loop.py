@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from macllm.errors import CheckpointError, MacllmError
+from macllm.errors import CheckpointError, DoesNotFitError, MacllmError, UsageError
 from macllm.train import loop, parameters
 from macllm.train.config import TrainConfig
 from macllm.train.contract import Loss, OptimizerState
@@ -255,7 +255,7 @@ def test_a_run_resumed_with_other_micro_batches_takes_the_same_rows_in_each_step
     for name, weight in tree_flatten(resumed.parameters()):
         np.testing.assert_allclose(np.array(weight), np.array(want[name]), rtol=0, atol=1e-5, err_msg=name)
     other = replace(CONFIG, batch_size=2, grad_accumulation_steps=3)
-    with pytest.raises(CheckpointError, match="as many rows in each step"):
+    with pytest.raises(UsageError, match="as many rows in each step"):
         list(fit(ToyLM(), CLM, other, ROWS, snapshots(tmp_path, other)))
 
 
@@ -574,7 +574,7 @@ def test_a_folder_without_snapshots_has_no_latest_and_no_best(tmp_path: Path) ->
 
 def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
     list(fit(ToyLM(), CLM, CONFIG, ROWS, snapshots(tmp_path)))
-    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.01, is 0\.5"):
+    with pytest.raises(UsageError, match=r"learning_rate was 0\.01, is 0\.5"):
         snapshots(tmp_path, replace(CONFIG, learning_rate=0.5)).latest()
     assert snapshots(tmp_path, replace(CONFIG, save_every=1, resume=True)).latest() is not None
 
@@ -587,7 +587,7 @@ def test_a_full_disk_is_an_error_and_keeps_earlier_snapshots(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MacllmError, match="No space left"):
+    with pytest.raises(DoesNotFitError, match=r"the disk of .* is full"):
         kept.save(state_of(2))
     assert [p.name for p in kept.folder.iterdir()] == ["step-00000001"]
 

@@ -12,7 +12,7 @@ import pytest
 from macllm import checkpoint
 from macllm.errors import DataError, UsageError
 from macllm.nn import lora
-from macllm.train import pretrain
+from macllm.train import objectives, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig
 from macllm.train.finetune import finetune
 from macllm.train.objectives.prompts import to_prompt
@@ -39,6 +39,15 @@ def broken(completions, target):
 def short(completions):
     return [1.0]
 
+def leaves(completions):
+    raise SystemExit(0)
+
+def alone(completions):
+    return 1.0
+
+def needs(completions, nothing):
+    return [1.0 for _ in completions]
+
 def text(completions):
     return ["good" for _ in completions]
 
@@ -60,9 +69,18 @@ def test_rules_reward_what_they_say() -> None:
     assert ExactMatch("answer")(answers("4", " 4\n", "44", answer=4)) == [1.0, 1.0, 0.0]
     assert Format(r"<think>.*</think>\d+")(answers("<think>a\nb</think>12 ", "12", "x<think></think>1")) == [1, 0, 0]
     with pytest.raises(DataError, match=r"rows.jsonl:7 has no column 'answer'"):
-        ExactMatch("answer")(answers("4"))
-    with pytest.raises(UsageError, match="not a regular expression"):
-        Format("(")
+        ExactMatch("answer").check({"target": 4}, "rows.jsonl:7")
+    for pattern, message in (("(", "not a regular expression"), ("", "has no pattern")):
+        with pytest.raises(UsageError, match=message):
+            Format(pattern)
+
+
+def test_a_row_without_the_answer_of_exact_match_is_refused_before_training() -> None:
+    config = FinetuneConfig(data="rows", objective="grpo", rewards=("exact_match",))
+    learner = objectives.chosen(config, random_llama(vocab_size=130), CharTokenizer())  # type: ignore[arg-type]
+    assert learner.examples(PromptOnly("2 + 2?", "a:1", columns={"answer": "4"}), CharTokenizer())
+    with pytest.raises(DataError, match="a:2 has no column 'answer'"):
+        learner.examples(PromptOnly("2 + 2?", "a:2"), CharTokenizer())
 
 
 def test_a_function_gets_the_columns_that_it_takes(file: Path) -> None:
@@ -73,7 +91,10 @@ def test_a_function_gets_the_columns_that_it_takes(file: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("broken", "own.py:broken failed for rows.jsonl:7"),
+        ("broken", r"own.py:broken failed for rows.jsonl:7\ncause: ZeroDivisionError: .* \(own.py:9\)"),
+        ("leaves", r"own.py:leaves failed for rows.jsonl:7\ncause: SystemExit: 0"),
+        ("needs", r"missing 1 required positional argument: 'nothing'\n.*completion_ids, completions, prompts, target"),
+        ("alone", "own.py:alone returned no list for rows.jsonl:7"),
         ("short", "gave 1 numbers for 2 answers to rows.jsonl:7"),
         ("text", "gave 'good' for an answer to rows.jsonl:7"),
     ],
@@ -90,9 +111,17 @@ def test_errors_of_a_file_are_told_before_the_run(file: Path) -> None:
     with pytest.raises(UsageError, match="has no function 'number'") as found:
         FileFunction(f"{file}:number")
     assert "length" in str(found.value.remedy)
-    file.write_text("import nothing_of_this_name")
-    with pytest.raises(UsageError, match="cannot be run"):
-        FileFunction(f"{file}:length")
+    for text, cause in (
+        ("import nothing_of_this_name", r"nothing_of_this_name' \(own.py:1\)"),
+        ("\nraise SystemExit", r"SystemExit.*\(own.py:2\)"),
+        ("def length(:", "SyntaxError"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=f"cannot be run\ncause: .*{cause}"):
+            FileFunction(f"{file}:length")
+    for name in ("own.py", ":length", f"{file}:"):
+        with pytest.raises(UsageError, match="names no function"):
+            FileFunction(name)
 
 
 def test_rewards_are_weighted_sums_and_nan_without_a_number() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from macllm.errors import CheckpointError, UsageError
+from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig
 from macllm.train.events import Evaluated, Finished, Prepared, Step
 from macllm.train.runs import registry
@@ -38,7 +38,7 @@ def test_a_run_is_not_resumed_with_other_rows_or_settings(
     (tmp_path / "other.jsonl").write_text('{"text": "abc"}\n' * 24)
     changes = {name: str(tmp_path / value) if name == "data" else value for name, value in changes.items()}
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match=rf"has another run\n.*{cause}"):
+    with pytest.raises(UsageError, match=rf"has another run\n.*{cause}"):
         run(replace(config, resume=True, **changes))
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 

@@ -55,7 +55,7 @@ def kinds(splits: Sequence[CheckedSplit], objective: AnyObjective = "sft") -> It
         return
     if others and Chat not in taken:
         text = f"{counted} rows, and objective is {objective}"
-        remedy = f"rows of kind {' or '.join(each.kind for each in taken)}"
+        remedy = f"rows of {' or '.join(each.form for each in taken)}"
         yield Finding("error", "other-objective", text, found[others[0]], remedy=remedy)
     elif others:
         use = next(row.use for split in splits for row in split.rows if hasattr(row, "use"))  # type: ignore[union-attr]

@@ -46,7 +46,7 @@ class FinetuneConfig(
 
     objective: Annotated[
         FinetuneObjective,
-        "sft seq2seq; preferences: dpo kto orpo simpo reward; rewards: grpo ppo; classify tag; distil",
+        "sft seq2seq distil; pairs: dpo kto orpo simpo reward; rewards: grpo ppo; labels: classify tag",
     ] = "sft"
     learning_rate: Annotated[
         float, "peak learning rate; 0: by objective and model size (README); full a tenth, lion a fifth"

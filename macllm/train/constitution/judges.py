@@ -35,13 +35,14 @@ class AskedJudge:
 class FunctionJudge:
     """A function `file.py:function` of question, first, second and principle.
 
-    It is called with these texts as keywords, and returns the log-odds for the first answer, a number. Raises
-    UsageError for a function that is not found.
+    It is called with these texts as keywords, and returns the log-odds for the first answer, a number. `identity` is
+    its name with the hash of its file. Raises UsageError for a function that is not found.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._function: Callable[..., Any] = user_functions.load(name, "--judge")
+        self.identity = user_functions.identity(name)
 
     def log_odds(self, question: str, first: str, second: str, principle: Principle) -> float:
         """The number of the function. Raises DataError if it fails, or returns none that is finite."""
@@ -50,8 +51,8 @@ class FunctionJudge:
             if abs(found) < float("inf"):
                 return found
             cause = f"it returned {found}"
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            cause = user_functions.cause(error, self._name)
         raise DataError(
             f"the judge {self._name} failed", cause=cause, remedy="a finite number, positive if the first one is better"
         )

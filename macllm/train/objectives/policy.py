@@ -19,6 +19,7 @@ from macllm.train.contract import Loss, Source
 from macllm.train.inference import evaluating
 from macllm.train.render import TextTokenizer
 from macllm.train.rewards import Answers, Rewards, combined
+from macllm.train.rewards.rules import ExactMatch
 from macllm.train.rollouts.experience import AnswerGroup, Columns, Experience, Rollout
 from macllm.train.rollouts.sampling import ROWS, SampledCompletion, SamplingTask, sample
 from macllm.train.rollouts.source import Plan, Rollouts
@@ -80,8 +81,11 @@ class PolicyObjective(ABC):
         self._ends = frozenset[int]()
 
     def examples(self, row: Row, tokenizer: TextTokenizer) -> list[PromptExample]:
-        """The prompt of a row."""
-        return [to_prompt(row, tokenizer, self.config.now)]
+        """The prompt of a row. Raises DataError for a row without a column that a reward reads."""
+        example = to_prompt(row, tokenizer, self.config.now)
+        if "exact_match" in self.config.rewards:
+            ExactMatch(self.config.answer_feature).check(example.columns, example.where)
+        return [example]
 
     def collate(self, examples: Sequence[PromptExample], random: np.random.Generator) -> PromptBatch:
         """Prompts to answer; nothing in it is random."""

@@ -14,7 +14,7 @@ def mask(tokenizer: Tokenizer) -> int:
         raise UsageError(
             f"the tokenizer in {tokenizer.folder} has no mask token",
             cause='tokenizer_config.json names no "mask_token", or it is not in the vocabulary',
-            remedy='a tokenizer with one, such as "[MASK]"',
+            remedy="macllm tokenizer train, which makes one with --type wordpiece or --add-mask",
         )
     return tokenizer.mask_token_id
 
@@ -30,7 +30,7 @@ def sentinels(tokenizer: Tokenizer) -> tuple[int, ...]:
         raise UsageError(
             f"the tokenizer in {tokenizer.folder} has no sentinels",
             cause="<extra_id_0> and <extra_id_1> are not in its vocabulary",
-            remedy="a tokenizer with <extra_id_0> to <extra_id_99>, as those of T5",
+            remedy="a tokenizer with them, as those of T5: macllm tokenizer train --sentinels 32",
         )
     return found
 

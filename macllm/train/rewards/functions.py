@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from macllm.errors import DataError
@@ -40,13 +40,20 @@ class FileFunction:
         }
         taken = given if self._takes_all else {name: value for name, value in given.items() if name in self._takes}
         try:
-            return list(self._function(**taken))
-        except Exception as error:
+            found = self._function(**taken)
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"the reward {self._name} failed for {answers.where}",
-                cause=f"{type(error).__name__}: {error}",
-                remedy="a list of numbers from the function for every row; None for no opinion",
+                cause=user_functions.cause(error, self._name),
+                remedy=f"a function of completions, and of these if it needs them: {', '.join(sorted(given))}",
             ) from error
+        if not isinstance(found, Iterable) or isinstance(found, str):
+            raise DataError(
+                f"the reward {self._name} returned no list for {answers.where}",
+                cause=f"it returned {found!r}",
+                remedy="a list of numbers, one for each completion; None for no opinion",
+            )
+        return list(found)
 
 
 def identity(rewards: Sequence[str]) -> list[str]:

@@ -22,10 +22,8 @@ from .kinds import (
     UnpairedPreference,
 )
 
-EXAMPLES = (
-    'a row is {"messages": [...]}, {"prompt": ..., "completion": ...}, {"text": ...}, '
-    '{"prompt": ..., "chosen": ..., "rejected": ...} or {"prompt": ..., "completion": ..., "label": true}'
-)
+_FORMS = [each.form for each in (Chat, PromptCompletion, PlainText, Preference, UnpairedPreference)]
+EXAMPLES = f"a row is {', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
 
 
 @dataclass(frozen=True)

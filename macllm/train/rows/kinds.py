@@ -18,6 +18,7 @@ class PlainText:
     """
 
     kind: ClassVar[str] = "text"
+    form: ClassVar[str] = '{"text": ...}'
 
     text: str
     where: str
@@ -30,6 +31,7 @@ class TaggedWords:
     """Words, each with a label."""
 
     kind: ClassVar[str] = "tagged words"
+    form: ClassVar[str] = '{"words": [...], "tags": [...]}'
     use: ClassVar[str] = "objectives that label words (tag)"
 
     words: tuple[str, ...]
@@ -42,6 +44,7 @@ class Chat:
     """A conversation, with the tools and variables for its template."""
 
     kind: ClassVar[str] = "chat"
+    form: ClassVar[str] = '{"messages": [...]}'
 
     messages: Messages
     tools: list[Any] | None
@@ -54,6 +57,7 @@ class PromptOnly:
     """A prompt without an answer; `columns` are the others of its row, for functions that reward answers."""
 
     kind: ClassVar[str] = "prompt"
+    form: ClassVar[str] = '{"prompt": ...}'
     use: ClassVar[str] = "objectives that generate the answers, such as GRPO"
 
     prompt: str | Messages
@@ -68,6 +72,7 @@ class PromptCompletion:
     """A prompt and its completion, both strings or both messages."""
 
     kind: ClassVar[str] = "prompt and completion"
+    form: ClassVar[str] = '{"prompt": ..., "completion": ...}'
 
     prompt: str | Messages
     completion: str | Messages
@@ -84,6 +89,7 @@ class Preference:
     """
 
     kind: ClassVar[str] = "preference"
+    form: ClassVar[str] = '{"prompt": ..., "chosen": ..., "rejected": ...}'
     use: ClassVar[str] = "objectives that compare answers, such as DPO and reward models"
 
     prompt: str | Messages
@@ -100,6 +106,7 @@ class UnpairedPreference:
     """A prompt and a completion, and True for a good completion."""
 
     kind: ClassVar[str] = "unpaired preference"
+    form: ClassVar[str] = '{"prompt": ..., "completion": ..., "label": true}'
     use: ClassVar[str] = "objectives that judge single answers, such as KTO"
 
     prompt: str | Messages
