@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
+# Errors of the operating system that a path on the command line can cause.
+_WRONG_PATH = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
 COMMANDS = {
     "chat": "Chat with a model, in the terminal or through a pipe.",
     "generate": "Print the answer to one prompt.",
@@ -239,7 +244,8 @@ def _file_error(error: OSError) -> MacllmError | None:
         return MacllmError("standard output is closed", remedy="redirect it, as with > answer.txt")
     if not where:
         return None
-    return MacllmError(f"cannot use{where}", cause=error.strerror, remedy="check the path and its permissions")
+    kind = UsageError if error.errno in _WRONG_PATH else MacllmError
+    return kind(f"cannot use{where}", cause=error.strerror, remedy="check the path and its permissions")
 
 
 def _unsupported(error: ImportError) -> UnsupportedMachineError:

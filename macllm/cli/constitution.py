@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,16 +142,18 @@ def command(
     supervised, preferred = (_config(options, sets, objective) for objective in ("sft", "dpo"))
     scripted = _scripted(judge)
     stages = _stages(options, [rounds, margin, scripted and scripted.identity, *sorted(sets)])
-    if not stages.result.exists():
-        if not stages.revised.exists():
-            _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
-            _trained(stages.supervised(supervised), stages.revised, restarts)
-        again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
-        if not _compared(again, margin, scripted).decided:
-            raise MacllmError(
-                "no answer was preferred to another", remedy="other questions, more --max-tokens, or a lower --margin"
-            )
-        _trained(stages.preferred(preferred), stages.result, restarts)
+    with _continued_by_the_same_command():
+        if not stages.result.exists():
+            if not stages.revised.exists():
+                _revised(dataclasses.replace(options, output=str(stages.revisions)), rounds)
+                _trained(stages.supervised(supervised), stages.revised, restarts)
+            again = dataclasses.replace(options, output=str(stages.preferences), model=str(stages.revised))
+            if not _compared(again, margin, scripted).decided:
+                raise MacllmError(
+                    "no answer was preferred to another",
+                    remedy="other questions, more --max-tokens, or a lower --margin",
+                )
+            _trained(stages.preferred(preferred), stages.result, restarts)
     say(f"try it: {shlex.join(['macllm', 'chat', '--model', str(stages.result)])}")
     click.echo(stages.result)
 
@@ -168,7 +171,8 @@ def critique(options: _JudgementOptions, rounds: int) -> None:
     [[principle]] with name and text for each, and if wanted the texts of critique, revision and preference; a revision
     without {critique} is asked for with no critique before it. The same command again goes on after an interruption.
     """
-    found = _revised(options, rounds)
+    with _continued_by_the_same_command():
+        found = _revised(options, rounds)
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
 
 
@@ -187,8 +191,19 @@ def prefer(options: _JudgementOptions, margin: float, judge: str | None) -> None
     The same command again goes on after an interruption.
     """
     _check_temperature(options)
-    found = _compared(options, margin, _scripted(judge))
+    with _continued_by_the_same_command():
+        found = _compared(options, margin, _scripted(judge))
     click.echo(json_text(asdict(found)) if options.as_json else options.output)
+
+
+@contextmanager
+def _continued_by_the_same_command() -> Iterator[None]:
+    """Say at an interruption that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; the same command continues")
+        raise
 
 
 def _check_temperature(options: _JudgementOptions) -> None:

@@ -68,7 +68,7 @@ def run_steps(
     a completion ends, the cache in `prefix` holds only shown tokens.
     """
     check_kind(model.info)  # before a chat template is missed that this kind never has
-    prompt = encode_prompt(tokenizer, request)
+    prompt = encode_prompt(tokenizer, request, model.info.kind)
     check(model.info, request, prompt)
     running = _RunningCompletion(model, tokenizer, request, options, prompt, prefix, cancelled)
     steps = running.steps()

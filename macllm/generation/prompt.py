@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from macllm.errors import UsageError
-from macllm.nn.info import Described
+from macllm.nn.info import Described, ModelKind
 from macllm.text.messages import kind_of, read_messages
+from macllm.text.tokenizer import encode_unended
 
 from .request import Request
 
@@ -42,10 +43,11 @@ def read_prompt(prompt: Any) -> str | tuple[dict[str, Any], ...]:
     return tuple(read_messages(prompt))
 
 
-def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
-    """The tokens of a request's prompt, text or messages.
+def encode_prompt(tokenizer: Tokenizer, request: Request, kind: ModelKind = "decoder") -> tuple[int, ...]:
+    """The tokens of a request's prompt, text or messages, for a model of `kind`.
 
-    `answer_start` is not among them. Raises UsageError for a request with both, for tools or an `answer_start` without
+    A decoder continues a text, so that an end token that the tokenizer adds is left out. `answer_start` is not among
+    the tokens. Raises UsageError for a request with both, for tools or an `answer_start` without
     a chat template and for invalid messages;
     TemplateError if the template rejects the messages.
     """
@@ -67,7 +69,11 @@ def encode_prompt(tokenizer: Tokenizer, request: Request) -> tuple[int, ...]:
             "tools and variables need a chat template, which this prompt does not use", remedy="send messages"
         )
     if isinstance(request.prompt, str):
-        return tuple(tokenizer.encode(request.prompt)) if request.prompt else ()
+        if not request.prompt:
+            return ()
+        if kind == "decoder":
+            return tuple(encode_unended(tokenizer, request.prompt))
+        return tuple(tokenizer.encode(request.prompt))
     if not isinstance(request.prompt, list | tuple):
         raise UsageError(f"The prompt is {kind_of(request.prompt)}, neither a string nor tokens.")
     return tuple(request.prompt)

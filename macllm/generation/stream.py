@@ -171,7 +171,7 @@ def stream(
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `stream` that are set."""
     options = {name: value for name, value in arguments.items() if name not in ("model", "tokenizer", "prompt")}
-    return {name: value for name, value in options.items() if value is not None and value is not False}
+    return {name: value for name, value in options.items() if value is not None and (name, value) != ("raw", False)}
 
 
 def make_request(
@@ -192,7 +192,7 @@ def make_request(
         request = replace(request, **default_beams(model.info, request) | options)
     if "max_tokens" in options:
         return request
-    most = default_max_tokens(model.info, request, lambda: len(encode_prompt(tokenizer, request)))
+    most = default_max_tokens(model.info, request, lambda: len(encode_prompt(tokenizer, request, model.info.kind)))
     return replace(request, max_tokens=most)
 
 

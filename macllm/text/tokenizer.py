@@ -82,6 +82,19 @@ class Backend(Protocol):
         ...
 
 
+class EncodesText(Protocol):
+    """A tokenizer as far as it encodes."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end token."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text."""
+        ...
+
+
 class Tokenizer:
     """A model's tokenizer: encodes, decodes, renders conversations.
 
@@ -285,6 +298,15 @@ class Tokenizer:
             (folder / extra.name).mkdir(exist_ok=True)
             for source in sorted(extra.glob("[!.]*.jinja")):
                 _copy(source, folder / extra.name / source.name)
+
+
+def encode_unended(tokenizer: EncodesText, text: str) -> list[int]:
+    """The tokens of a text to continue: without the end token that the tokenizer adds, if it adds one."""
+    tokens = tokenizer.encode(text)
+    if tokens[-1:] != [tokenizer.eos_token_id]:
+        return tokens
+    bare = tokenizer.encode(text, add_special_tokens=False)  # of these, an end token is the text's own
+    return tokens[:-1] if tokens[-1 - len(bare) : -1] == bare else tokens
 
 
 def _open(folder: Path, settings: TokenizerSettings) -> Backend:

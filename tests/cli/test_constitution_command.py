@@ -49,7 +49,9 @@ def interrupted_once(function: Callable[..., Any], key: Callable[..., object], s
 
 
 @pytest.mark.slow
-def test_an_interrupted_constitution_goes_on_to_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_constitution_goes_on_to_the_same_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([*GIVEN, *SETTINGS, "-o", "whole"]) == 0
     seen: set[object] = set()
     for module, name, key in (
@@ -60,6 +62,7 @@ def test_an_interrupted_constitution_goes_on_to_the_same_bytes(folder: Path, mon
         monkeypatch.setattr(module, name, interrupted_once(getattr(module, name), key, seen))
     codes = [cli.main([*GIVEN, *SETTINGS, "-o", "parts"]) for _ in range(7)]
     assert codes == [130] * 6 + [0]
+    assert capsys.readouterr().err.count("the same command continues") == 6
     assert len(seen) == 6
     assert files(folder / "parts") == files(folder / "whole")
 

@@ -96,8 +96,11 @@ def test_errors_of_the_file_system_are_reported_and_other_os_errors_are_raised(c
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "inside"
     command(inside.mkdir)
-    assert cli.main(["probe"]) == 1
+    assert cli.main(["probe"]) == 2
     assert capsys.readouterr().err.startswith(f"error: cannot use {inside}\ncause: Not a directory")
+    command(raising(OSError(errno.EIO, "Input/output error", "disk")))
+    assert cli.main(["probe"]) == 1
+    assert "cannot use disk" in capsys.readouterr().err
     command(raising(OSError(errno.ENOSPC, "No space left on device")))
     assert cli.main(["probe"]) == 4
     assert capsys.readouterr().err.startswith("error: the disk is full")

@@ -17,7 +17,7 @@ from macllm.errors import UsageError
 from macllm.generation.beams import Beams
 from macllm.generation.request import Delta, Done, Prefill, Request, SamplingParams
 from macllm.generation.sampling import config_file
-from macllm.generation.stream import generate, make_request, stream
+from macllm.generation.stream import _given, generate, make_request, stream
 from tests.generation.generate_fakes import FakeModel, FakeTokenizer
 from tests.train.toy import random_llama
 
@@ -113,6 +113,7 @@ def test_an_encoder_decoder_takes_its_beams_from_the_checkpoint_unless_it_sample
     made = request()
     assert (made.num_beams, made.length_penalty, made.early_stopping) == (4, 2.0, True)
     assert request(length_penalty=0.5).length_penalty == 0.5
+    assert request(**_given({"raw": False, "early_stopping": False, "seed": None})).early_stopping is False
     assert request(num_beams=2).length_penalty == 1.0
     assert request(num_beams=1).num_beams == request(temperature=0.5).num_beams == request(logprobs=2).num_beams == 1
     decoder = model(generation_config=file)

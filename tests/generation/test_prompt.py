@@ -9,6 +9,8 @@ import macllm
 from macllm.errors import UsageError
 from macllm.generation.prompt import encode_prompt, read_prompt
 from macllm.generation.request import Request
+from macllm.hub.names import bundled_folder
+from macllm.text.tokenizer import Tokenizer
 from tests.generation.generate_fakes import FakeModel, FakeTokenizer
 
 MODEL, TOKENIZER = FakeModel(), FakeTokenizer()
@@ -72,6 +74,20 @@ def test_an_invalid_request_is_a_usage_error_that_names_the_fault(request_: Requ
 
     with pytest.raises(UsageError, match=match):
         encode_prompt(Chatting(), request_)
+
+
+def test_a_decoder_continues_a_text_without_the_end_token_that_the_tokenizer_adds() -> None:
+    tokenizer = Tokenizer.from_folder(bundled_folder("maclet-text2text"))
+    end = tokenizer.eos_token_id
+    read = tokenizer.encode("what is it")
+    assert read[-1] == end
+    assert encode_prompt(tokenizer, Request(prompt="what is it", raw=True), "encoder-decoder") == tuple(read)
+    assert encode_prompt(tokenizer, Request(prompt="what is it", raw=True)) == tuple(read[:-1])
+    typed = encode_prompt(tokenizer, Request(prompt="what is it</s>", raw=True))
+    assert typed == tuple(read)  # the text's own stays
+    maclet = Tokenizer.from_folder(bundled_folder("maclet"))
+    for text in ("Hi", "Hi<|im_end|>"):
+        assert encode_prompt(maclet, Request(prompt=text, raw=True)) == tuple(maclet.encode(text))
 
 
 def test_prompts_are_normalized_to_a_text_or_messages() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from macllm.errors import UsageError
 from macllm.train.config import FinetuneConfig, PretrainConfig
-from macllm.train.config.mlx_lm import _loader, read
+from macllm.train.config.mlx_lm import _loader, _share, read
 from macllm.train.optim import learning_rate
 
 EXAMPLE = """
@@ -214,3 +216,9 @@ def test_only_fine_tuning_reads_them(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text("data: x\n")
     with pytest.raises(UsageError, match="is not TOML"):
         PretrainConfig.load(tmp_path / "lora.yaml")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 150, 300, 900, 1500])
+def test_every_length_of_the_warm_up_is_a_share_of_the_steps(steps: int) -> None:
+    for count in range(steps + 1):
+        assert math.ceil(Fraction(str(_share(count, steps))) * steps) == count

@@ -144,6 +144,10 @@ def test_the_judge_is_the_model_without_its_adapter() -> None:
     logits = [model(mx.array([tokenizer.encode(text)]))[0, -1] for text in ("which? a?", "which? bb?")]
     wanted = [float(mx.softmax(mx.array([each[3], each[4]]))[0]) for each in logits]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    literal = Judge(model, tokenizer, "{prompt} {completion}?")  # type: ignore[arg-type]
+    asked = Answers("{completion}", ["{prompt}"], [[1]], {}, "rows.jsonl:1")
+    logits = model(mx.array([tokenizer.encode("{completion} {prompt}?")]))[0, -1]
+    np.testing.assert_allclose(literal(asked), [float(mx.softmax(mx.array([logits[3], logits[4]]))[0])], rtol=1e-5)
     lora.apply(model, rank=2, alpha=2.0)
     for layer in lora.adapters(model).values():
         layer.lora_b = mx.ones_like(layer.lora_b)
@@ -206,6 +210,9 @@ def test_a_prompt_is_rendered_up_to_the_answer() -> None:
         assert tokenizer.decode(prompt.tokens.tolist()) == "[u]hi[a]"
     with pytest.raises(DataError, match="kind chat"):
         to_prompt(Chat([{"role": "user", "content": "hi"}], None, "rows:1"), tokenizer, None)
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>"}]
+    with pytest.raises(DataError, match="rows:1 has a prompt that ends with an assistant's turn"):
+        to_prompt(PromptOnly(turns, "rows:1"), tokenizer, None)
 
 
 @pytest.mark.slow

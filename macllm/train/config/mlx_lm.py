@@ -215,7 +215,7 @@ def _schedule(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def _share(count: int, steps: int) -> float:
     """The shortest decimal that times `steps`, rounded up, is `count`."""
-    parts = (round(count / steps, digits) for digits in range(18))
+    parts = (count * 10**digits // steps / 10**digits for digits in range(18))  # rounded up, it would be count + 1
     return next(part for part in parts if math.ceil(Fraction(str(part)) * steps) == count)
 
 

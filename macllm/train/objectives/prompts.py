@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from macllm.errors import DataError
+from macllm.text.tokenizer import encode_unended
 from macllm.train.render import TextTokenizer
 from macllm.train.rows import PromptOnly, Row
 from macllm.train.turns import ChatTurns
@@ -87,10 +88,15 @@ def to_prompt(row: Row, tokenizer: TextTokenizer, now: datetime | None) -> Promp
             remedy='rows of {"prompt": ...}, with other columns for the reward, such as "answer"',
         )
     if isinstance(row.prompt, str) and tokenizer.chat_template is None:
-        tokens = tokenizer.encode(row.prompt)
-        tokens = tokens[:-1] if len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id else tokens
+        tokens = encode_unended(tokenizer, row.prompt)
     else:
         messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
+        if messages and messages[-1].get("role") == "assistant":
+            raise DataError(
+                f"{row.where} has a prompt that ends with an assistant's turn",
+                cause="answers are whole turns",
+                remedy="a prompt that ends with the user's turn",
+            )
         turns = ChatTurns(messages, row.tools, row.where, tokenizer, now=now, variables=row.variables)
         text = turns.render(range(len(messages)), answer_next=True)
         tokens = tokenizer.encode(text, add_special_tokens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import mlx.core as mx
@@ -10,11 +11,13 @@ import mlx.nn as nn
 from macllm.errors import UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
+from macllm.text.tokenizer import encode_unended
 from macllm.train.inference import evaluating
 from macllm.train.render import TextTokenizer
 
 from .answers import Answers
 
+_PLACE = re.compile(r"\{(prompt|completion)\}")
 _QUESTION = "Question: {prompt}\nAnswer: {completion}\n\nIs this a good answer? Reply with Yes or No."
 
 
@@ -38,10 +41,11 @@ class Judge:
             return [self._asked(_text(answers.prompt), completion) for completion in answers.completions]
 
     def _asked(self, prompt: str, completion: str) -> float:
-        text = self._question.replace("{prompt}", prompt).replace("{completion}", completion)
+        given = {"prompt": prompt, "completion": completion}
+        text = _PLACE.sub(lambda place: given[place[1]], self._question)  # braces within the values stay as they are
         tokenizer = self._tokenizer
         if tokenizer.chat_template is None:
-            tokens = tokenizer.encode(text)
+            tokens = encode_unended(tokenizer, text)
         else:
             asked = tokenizer.render([{"role": "user", "content": text}])
             tokens = tokenizer.encode(asked, add_special_tokens=False)

@@ -54,7 +54,7 @@ def find_files(data: str, valid: str, progress: Progress | None = None) -> tuple
     if not path.is_dir():
         if not path.is_file():
             on_hub = f"--data hf:{data} for a dataset of the hub, or " if _HUB_NAME.fullmatch(data) else ""
-            raise DataError(f"no file or folder {path}", remedy=f"{on_hub}--data train.jsonl")
+            raise DataError(f"no file or folder {path}", remedy=f"{on_hub}a file of rows, such as train.jsonl")
         return path, given
     train = _named(path, ("train",)) or _all_texts(path)
     if train is None:
