@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from macllm import checkpoint
-from macllm.errors import DataError, UsageError
+from macllm.errors import DataError, DoesNotFitError, UsageError
 from macllm.nn import lora
 from macllm.train import objectives, pretrain
 from macllm.train.config import FinetuneConfig, PretrainConfig
@@ -144,6 +144,8 @@ def test_the_judge_is_the_model_without_its_adapter() -> None:
     logits = [model(mx.array([tokenizer.encode(text)]))[0, -1] for text in ("which? a?", "which? bb?")]
     wanted = [float(mx.softmax(mx.array([each[3], each[4]]))[0]) for each in logits]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    with pytest.raises(DoesNotFitError, match=r"the judge's question about rows.jsonl:7 has"):
+        judge(answers("a" * (model.info.context_length or 0)))
     literal = Judge(model, tokenizer, "{prompt} {completion}?")  # type: ignore[arg-type]
     asked = Answers("{completion}", ["{prompt}"], [[1]], {}, "rows.jsonl:1")
     logits = model(mx.array([tokenizer.encode("{completion} {prompt}?")]))[0, -1]

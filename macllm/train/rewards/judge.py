@@ -8,7 +8,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from macllm.errors import UsageError
+from macllm.errors import DoesNotFitError, UsageError
 from macllm.nn import lora
 from macllm.nn.protocol import LanguageModel
 from macllm.text.tokenizer import encode_unended
@@ -35,12 +35,12 @@ class Judge:
             )
 
     def __call__(self, answers: Answers) -> list[float]:
-        """A number between 0 and 1 for each answer."""
+        """A number between 0 and 1 for each answer. Raises DoesNotFitError for a question beyond the context."""
         model = cast("nn.Module", self._model)
         with lora.disabled(model), evaluating(model):
-            return [self._asked(_text(answers.prompt), completion) for completion in answers.completions]
+            return [self._asked(_text(answers.prompt), each, answers.where) for each in answers.completions]
 
-    def _asked(self, prompt: str, completion: str) -> float:
+    def _asked(self, prompt: str, completion: str, where: str) -> float:
         given = {"prompt": prompt, "completion": completion}
         text = _PLACE.sub(lambda place: given[place[1]], self._question)  # braces within the values stay as they are
         tokenizer = self._tokenizer
@@ -49,6 +49,12 @@ class Judge:
         else:
             asked = tokenizer.render([{"role": "user", "content": text}])
             tokens = tokenizer.encode(asked, add_special_tokens=False)
+        context = self._model.info.context_length
+        if context and len(tokens) > context:
+            raise DoesNotFitError(
+                f"the judge's question about {where} has {len(tokens)} tokens, and the model's context is {context}",
+                remedy="a smaller --max-completion-length, or a shorter --judge",
+            )
         hidden = self._model.hidden(mx.array([tokens], dtype=mx.int32))
         logits = self._model.logits(hidden[:, -1:])[0, -1].astype(mx.float32)
         return float(cast("float", mx.softmax(logits[mx.array(self._words)])[0].item()))
