@@ -178,6 +178,7 @@ def test_the_rewards_of_settings_are_found_by_name(file: Path) -> None:
         ({"rewards": ("exact_match",), "reward_weights": ("nan",)}, "reward_weights cannot be"),
         ({"rewards": ("exact_match",), "num_generations": 1}, "num_generations cannot be 1"),
         ({"rewards": ("exact_match",), "method": "full"}, "kl_coefficient needs an adapter"),
+        ({"rewards": ("judge",), "method": "full", "kl_coefficient": 0.0}, "judge needs an adapter"),
         ({"rewards": ("exact_match",), "gae_lambda": 0.5}, "gae_lambda has no effect"),
     ],
 )

@@ -125,6 +125,12 @@ def check(settings: ReinforcementSettings, objective: str, method: str) -> None:
         raise UsageError("judge has no effect", cause="it is not among the rewards", remedy="--rewards judge")
     if "judge" in settings.rewards and settings.judge and "{completion}" not in settings.judge:
         raise UsageError("the question of judge lacks {completion}", remedy='--judge "Is this polite? {completion}"')
+    if method == "full" and "judge" in settings.rewards:
+        raise UsageError(
+            "the reward judge needs an adapter",
+            cause="the judge is the model without its adapter, and method is full",
+            remedy="--lora, or --rewards model:NAME",
+        )
     if method == "full" and settings.kl_coefficient:
         raise UsageError(
             "kl_coefficient needs an adapter",
