@@ -135,7 +135,7 @@ def test_another_file_is_not_imported(run: Callable[..., Outcome], tmp_path: Pat
     (tmp_path / "x.json").write_text('{"a": 1}')
     refused = run("import", tmp_path / "x.json")
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 3)
-    assert run("import", tmp_path / "missing.json").code == 1
+    assert run("import", tmp_path / "missing.json").code == 2
 
 
 def test_removing_needs_yes_without_a_terminal(run: Callable[..., Outcome]) -> None:

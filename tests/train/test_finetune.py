@@ -215,7 +215,7 @@ def test_a_run_is_not_resumed_on_other_rows(recipe: Path, base: Path, tmp_path: 
     config = lora_config(recipe, base, tmp_path / "out")
     finetune(config)
     before = contents(tmp_path / "out")
-    with pytest.raises(CheckpointError, match="another run"):
+    with pytest.raises(UsageError, match="another run"):
         finetune(dataclasses.replace(config, data=str(recipe / "train.jsonl"), resume=True))
     assert contents(tmp_path / "out") == before
 
@@ -234,7 +234,7 @@ def test_a_run_of_a_version_without_a_setting_resumes_with_its_default(
     manifest["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_json(snapshot / "manifest.json", manifest)
     finetune(dataclasses.replace(config, resume=True))
-    with pytest.raises(CheckpointError, match="packing was False, is True"):
+    with pytest.raises(UsageError, match="packing was False, is True"):
         finetune(dataclasses.replace(config, resume=True, packing=True))
 
 

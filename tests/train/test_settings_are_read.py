@@ -28,7 +28,13 @@ FINETUNE_RUNS: list[dict[str, Any]] = [
     {"objective": "dpo", "data": "pairs.jsonl"},
     {"objective": "kto", "data": "pairs.jsonl"},
     {"objective": "reward", "data": "pairs.jsonl"},
-    {"objective": "grpo", "rewards": ("exact_match", "judge"), "num_generations": 2, **GENERATING},
+    {
+        "objective": "grpo",
+        "rewards": ("exact_match", "judge"),
+        "judge": "{completion}?",
+        "num_generations": 2,
+        **GENERATING,
+    },
     {"objective": "ppo", "rewards": ("exact_match",), **GENERATING},
 ]
 FINETUNE_TEXT_RUNS: list[dict[str, Any]] = [{"objective": "seq2seq", "data": "words.jsonl", "model": "run/model"}]
