@@ -83,12 +83,16 @@ def test_evaluations_of_runs_are_points(
             }
             for step in (100, 200, 300, 400)
         ]
+        losses.append({"event": "Evaluated", "step": 500, "loss": None, "tokens": 9, "best": False})  # diverged
         start = {"event": "Evaluated", "step": 0, "loss": 9.0, "tokens": 9, "best": True}
         lines = [json.dumps(each) for each in (prepared, start, *losses)]
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     folders = [str(tmp_path / f"run{number}") for number in range(3)]
     assert cli.main(["scaling", *folders, "--samples", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    (tmp_path / "run0" / "run.json").unlink()
+    assert cli.main(["scaling", *folders]) == 2
+    assert "cannot read the settings of the run" in capsys.readouterr().err
     assert found["points"] == 12
     assert found["laws"]["chinchilla"]["e"] == pytest.approx(law.e, rel=1e-3)
     assert "parabola" in found["failed"]["approach 2"] or "budgets" in found["failed"]["approach 2"]

@@ -38,6 +38,7 @@ class Runs(NamedTuple):
         return Runs(self.parameters[places], self.tokens[places], self.loss[places])
 
 
+# Predicted ln L (S, R) and its slopes (S, R, P) by parameters (S, P), from ln N and ln D, (R,) or (S, R) each.
 _LogLoss = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -57,18 +58,22 @@ class FittedLaw:
         return float(low), float(high)
 
 
+def _log_sum_exp(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ln of the summed exponentials of `terms` (S, R, T): (S, R), and its slopes by the terms (S, R, T)."""
+    top = terms.max(axis=-1, keepdims=True)
+    shares = np.exp(terms - top)
+    total = shares.sum(axis=-1, keepdims=True)
+    return (top + np.log(total))[..., 0], shares / total
+
+
 def _chinchilla(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LSE(a - alpha n, b - beta d, e) (Hoffmann et al., D.2) and its slopes.
+    """LSE(a - alpha n, b - beta d, e) (Hoffmann et al., 3.3) and its slopes.
 
     theta is ln a, ln b, ln e, alpha, beta.
     """
     a, b, e, alpha, beta = (theta[:, i, None] for i in range(5))
     terms = np.stack(np.broadcast_arrays(a - alpha * n, b - beta * d, e), axis=-1)  # (S, R, 3)
-    top = terms.max(axis=-1, keepdims=True)
-    shares = np.exp(terms - top)
-    total = shares.sum(axis=-1, keepdims=True)
-    shares = shares / total
-    log_loss = (top + np.log(total))[..., 0]
+    log_loss, shares = _log_sum_exp(terms)
     by_exponent = [-shares[..., 0] * n, -shares[..., 1] * d]
     return log_loss, np.stack([shares[..., 0], shares[..., 1], shares[..., 2], *by_exponent], axis=-1)
 
@@ -80,11 +85,7 @@ def _kaplan(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[np.ndarray
     """
     p, q, r, power = (theta[:, i, None] for i in range(4))
     terms = np.stack(np.broadcast_arrays(p - r * n, q - d), axis=-1)  # (S, R, 2)
-    top = terms.max(axis=-1, keepdims=True)
-    shares = np.exp(terms - top)
-    total = shares.sum(axis=-1, keepdims=True)
-    shares = shares / total
-    sums = (top + np.log(total))[..., 0]
+    sums, shares = _log_sum_exp(terms)
     slopes = [power * shares[..., 0], power * shares[..., 1], -power * shares[..., 0] * n, sums]
     return power * sums, np.stack(slopes, axis=-1)
 
@@ -109,7 +110,7 @@ def _kaplan_law(theta: np.ndarray) -> KaplanLaw:
 
 
 FAMILIES = {
-    # The grid of the paper's appendix D.4.
+    # Chinchilla's starts are those of the paper.
     "chinchilla": _Family(
         _chinchilla,
         (range(0, 30, 5), range(0, 30, 5), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2)),

@@ -5,24 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 FLOPS_PER_PARAMETER = 6  # of a training token: forward 2, backward 4 (Kaplan et al. 2020, 2.1)
 Number = float | np.ndarray
-
-
-class ScalingLaw(Protocol):
-    """The loss of a model of N parameters after D tokens."""
-
-    def loss(self, parameters: Number, tokens: Number) -> Any:
-        """The loss in nats a token, a float or an array as its arguments are."""
-        ...
-
-    def optimum(self, flops: float) -> tuple[float, float]:
-        """Parameters and tokens of the lowest loss where 6 N D = `flops`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from macllm.errors import DataError
@@ -25,8 +26,11 @@ def points_of(folder: Path) -> Runs:
             f"{folder} has no run of macllm", remedy="a run's folder, or a file with parameters, tokens and loss"
         )
     settings = read_settings(folder)
-    rows = settings["batch_size"] * settings["grad_accumulation_steps"]  # of a step
+    rows = settings.get("batch_size", 0) * settings.get("grad_accumulation_steps", 0)  # of a step
+    if not rows or not prepared.rows:
+        raise DataError(f"cannot read the settings of the run in {folder}", remedy="the folder of another run")
     each = rows * prepared.tokens / prepared.rows  # tokens of a step
     ends = [event for event in events if isinstance(event, Evaluated) and event.step]
     found = {event.step: event.loss for event in ends or [e for e in events if isinstance(e, Finished)]}
+    found = {step: loss for step, loss in found.items() if 0 < loss < math.inf}  # one that diverged has no place
     return points.runs([(prepared.parameters, step * each, loss) for step, loss in found.items()], str(folder))
