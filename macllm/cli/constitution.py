@@ -247,8 +247,8 @@ def _compared(options: _JudgementOptions, margin: float, scripted: FunctionJudge
         )
         if 2 * found.consistent < found.decided:
             say(
-                "most preferences change with the order of the answers: the model judges their places more than their "
-                "texts. A larger model judges better, or a function: --judge FILE.py:FUNCTION"
+                "most preferences change with the order of the answers: the judge weighs their places more than their "
+                "texts. A larger model may judge better, or a function: --judge FILE.py:FUNCTION"
             )
     return found
 

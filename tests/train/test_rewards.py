@@ -45,6 +45,10 @@ def leaves(completions):
 def alone(completions):
     return 1.0
 
+def later(completions):
+    for text in completions:
+        yield 1 / (len(text) - 1)
+
 def needs(completions, nothing):
     return [1.0 for _ in completions]
 
@@ -92,6 +96,7 @@ def test_a_function_gets_the_columns_that_it_takes(file: Path) -> None:
     ("function", "message"),
     [
         ("broken", r"own.py:broken failed for rows.jsonl:7\ncause: ZeroDivisionError: .* \(own.py:9\)"),
+        ("later", r"own.py:later failed for rows.jsonl:7\ncause: ZeroDivisionError: .* \(own.py:22\)"),
         ("leaves", r"own.py:leaves failed for rows.jsonl:7\ncause: SystemExit: 0"),
         ("needs", r"missing 1 required positional argument: 'nothing'\n.*completion_ids, completions, prompts, target"),
         ("alone", "own.py:alone returned no list for rows.jsonl:7"),

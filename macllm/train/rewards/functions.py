@@ -41,19 +41,21 @@ class FileFunction:
         taken = given if self._takes_all else {name: value for name, value in given.items() if name in self._takes}
         try:
             found = self._function(**taken)
-        except (Exception, SystemExit) as error:
+            numbers = list(found) if isinstance(found, Iterable) and not isinstance(found, str) else None
+        except (Exception, SystemExit) as error:  # a generator fails while it is listed
+            takes = f"a function of completions, and of these if it needs them: {', '.join(sorted(given))}"
             raise DataError(
                 f"the reward {self._name} failed for {answers.where}",
                 cause=user_functions.cause(error, self._name),
-                remedy=f"a function of completions, and of these if it needs them: {', '.join(sorted(given))}",
+                remedy=takes if isinstance(error, TypeError) else None,
             ) from error
-        if not isinstance(found, Iterable) or isinstance(found, str):
+        if numbers is None:
             raise DataError(
                 f"the reward {self._name} returned no list for {answers.where}",
                 cause=f"it returned {found!r}",
                 remedy="a list of numbers, one for each completion; None for no opinion",
             )
-        return list(found)
+        return numbers
 
 
 def identity(rewards: Sequence[str]) -> list[str]:
