@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from .minimize import huber, minimized
 Estimator = Literal["huber", "absolute"]
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, 3.3)
 _ABSOLUTE = 1e-8  # a Huber loss this narrow is the absolute value
+_LEAST_DIFFERENT = 3  # sizes and numbers of tokens: less cannot tell a power from a constant
 _PARTS = 16  # of the grid, one in memory at a time
 _STARTS = 64  # of the grid, those of the lowest objective, are followed
 
@@ -100,13 +101,16 @@ class _Family:
 
 
 def _chinchilla_law(theta: np.ndarray) -> ChinchillaLaw:
-    a, b, e, alpha, beta = theta.tolist()
-    return ChinchillaLaw(e=float(np.exp(e)), a=float(np.exp(a)), b=float(np.exp(b)), alpha=alpha, beta=beta)
+    with np.errstate(over="ignore"):  # infinite for runs that no law describes
+        a, b, e = np.exp(theta[:3]).tolist()
+    return ChinchillaLaw(e=e, a=a, b=b, alpha=float(theta[3]), beta=float(theta[4]))
 
 
 def _kaplan_law(theta: np.ndarray) -> KaplanLaw:
-    p, q, r, power = theta.tolist()
-    return KaplanLaw(n_c=float(np.exp(p / r)), d_c=float(np.exp(q)), alpha_n=r * power, alpha_d=power)
+    p, q, r, power = theta
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        n_c, d_c = np.exp([p / r, q]).tolist()
+    return KaplanLaw(n_c=n_c, d_c=d_c, alpha_n=float(r * power), alpha_d=float(power))
 
 
 FAMILIES = {
@@ -129,7 +133,8 @@ def fit(name: str, runs: Runs, estimator: Estimator = "huber", *, samples: int =
     """The law with the lowest sum of Huber losses of ln L, and those of resampled runs.
 
     `absolute` sums absolute values instead, to which a Huber loss with a fitted width comes (arXiv:2404.10102). The
-    resampled fits begin with the one of all runs. Raises UsageError for too few runs.
+    resampled fits begin with the one of all runs. Raises UsageError for too few or too similar runs, and for
+    runs that no such law describes.
     """
     family = FAMILIES[name]
     if len(runs.loss) <= len(family.grid):
@@ -137,16 +142,29 @@ def fit(name: str, runs: Runs, estimator: Estimator = "huber", *, samples: int =
         raise UsageError(
             f"{len(runs.loss)} runs are too few for a law of {count} numbers", remedy=f"{count + 1} runs or more"
         )
+    for what, values in (("sizes", runs.parameters), ("numbers of tokens", runs.tokens)):
+        if len(np.unique(values)) < _LEAST_DIFFERENT:
+            raise UsageError(
+                f"the runs have fewer than {_LEAST_DIFFERENT} {what}", cause="they do not determine a law",
+                remedy="more different runs",
+            )  # fmt: skip
     delta = DELTA if estimator == "huber" else _ABSOLUTE
     n, d, target = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.loss)
     theta, objective = _best(family, n, d, target, delta)
+    law = family.law(theta)
+    if not all(0 < value < np.inf for value in astuple(law)):
+        raise UsageError(
+            f"the {name} law does not fit these runs",
+            cause="by it, their loss would not fall with parameters and tokens",
+            remedy="more runs, without those that diverged",
+        )
     resampled = list[ChinchillaLaw | KaplanLaw]()
     if samples:
         places = np.random.default_rng(seed).integers(0, len(n), (samples, len(n)))
         own, starts = (n[places], d[places]), np.tile(theta, (samples, 1))
         found, _ = minimized(lambda each: family.log_loss(each, *own), starts, target[places], delta, DELTA)
         resampled = [family.law(each) for each in found]
-    return FittedLaw(family.law(theta), objective, tuple(resampled))
+    return FittedLaw(law, objective, tuple(resampled))
 
 
 def _best(family: _Family, n: np.ndarray, d: np.ndarray, target: np.ndarray, delta: float) -> tuple[np.ndarray, float]:

@@ -104,6 +104,14 @@ def test_too_few_runs_or_budgets_are_refused() -> None:
     runs = grid("epoch")
     with pytest.raises(UsageError, match="5 runs are too few"):
         fit("chinchilla", runs.taken(np.arange(5)))
+    same = runs.taken(np.zeros(20, dtype=int))
+    with pytest.raises(UsageError, match="fewer than 3 sizes"):
+        fit("chinchilla", same)
+    with pytest.raises(UsageError, match="fewer than 3 numbers of tokens"):
+        fit("kaplan", same._replace(parameters=np.geomspace(1e6, 1e9, 20)))
+    for name in ("chinchilla", "kaplan"):
+        with pytest.raises(UsageError, match=f"the {name} law does not fit"):
+            fit(name, runs._replace(loss=runs.loss[::-1]))
     with pytest.raises(UsageError, match="fewer than two budgets"):
         parabolas(runs.taken(np.arange(2)))
     with pytest.raises(UsageError, match="fewer than two budgets"):
