@@ -27,7 +27,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic of `n` units with its confidence interval [low, high], infinite where `method` is "none"."""
+    """A statistic of `n` units with its confidence interval; infinite ends if `method` is "none"."""
 
     value: float
     low: float

@@ -110,7 +110,7 @@ class PairedMeasurements:
 
 @dataclass(frozen=True)
 class GateFinding:
-    """The verdict on a condition, with the interval that it follows from; its ends are shares and not percent."""
+    """The verdict on a condition, and the interval behind it, whose ends are shares and not percent."""
 
     condition: Condition
     interval: Interval

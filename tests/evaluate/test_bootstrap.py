@@ -1,4 +1,4 @@
-"""Bootstrap intervals: scipy's on the same resamples, coverage on simulated data, and Wilson's worked values."""
+"""Bootstrap intervals beside scipy's on the same resamples, simulated coverage, Wilson's values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def documents(random: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarr
 
 
 def bca_by_loops(rows: np.ndarray, statistic: Callable[[np.ndarray], float], replicates: np.ndarray) -> list[float]:
-    """BCa's interval by Efron and Tibshirani 1993, equations 14.9 to 14.15, one unit and one end at a time."""
+    """BCa's interval by Efron and Tibshirani 1993, equations 14.9 to 14.15, one unit at a time."""
     normal, value = NormalDist(), statistic(rows)
     bias = normal.inv_cdf(sum((each < value) + (each == value) / 2 for each in replicates.tolist()) / len(replicates))
     left_out = [statistic(np.delete(rows, at, axis=0)) for at in range(len(rows))]

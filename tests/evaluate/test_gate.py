@@ -218,7 +218,7 @@ def test_few_documents_or_items_are_undecided() -> None:
     assert (found.verdict, found.note) == ("undecided", "the base is 0 in some of the resamples")
 
 
-def test_what_was_not_measured_is_refused() -> None:
+def test_a_metric_without_measurements_is_refused() -> None:
     found = texts()
     without = PairedTexts(found.tokens, found.bytes, found.nll_before, found.nll_after)
     for condition, measured, words in (
