@@ -207,7 +207,7 @@ def _checked(values: np.ndarray) -> np.ndarray:
         raise MacllmError(
             f"unit {wrong[0]} has the value {values[wrong[0]]}",
             cause="intervals need finite values",
-            remedy="macllm verify MODEL",
+            remedy="macllm models verify NAME, as a damaged model gives such scores",
         )
     return values
 

@@ -69,9 +69,8 @@ class Condition:
 
     def verdict(self, interval: Interval) -> Verdict:
         """The verdict on an interval, whose ends are shares and not percent."""
-        limit = (
-            self.bound / 100 if self.unit else self.bound
-        )  # divided as the means of scores are, so equal if both are
+        # Divided as the means of scores are, so that equal shares compare as equal.
+        limit = self.bound / 100 if self.unit else self.bound
         best, worst = (interval.low, interval.high) if self.operator == "<=" else (-interval.high, -interval.low)
         limit = limit if self.operator == "<=" else -limit
         if math.isnan(best) or math.isnan(worst):
@@ -208,14 +207,14 @@ def check_available(conditions: Iterable[Condition], measured: PairedMeasurement
             raise UsageError(
                 f"the gate needs the task {name!r}, which was not evaluated",
                 cause=f"evaluated tasks: {known}",
-                remedy="--tasks FILE, whose name without .jsonl is the task's",
+                remedy="evaluate this task with both models, or leave the condition out",
             )
         texts = measured.texts
         if name is None and (texts is None or getattr(texts, condition.metric, True) is None):
             raise UsageError(
                 f"the gate needs {condition.metric}, which was not measured",
                 cause=f"{condition.metric} is measured on texts under both models",
-                remedy="--text FILE, with the base model as --before",
+                remedy="evaluate texts with both models, or leave the condition out",
             )
 
 
@@ -260,7 +259,7 @@ def _error(text: str, position: int, expected: str, cause: str | None = None) ->
     return UsageError(
         f"gate, character {position + 1}: expected {expected}, found {found}",
         cause=cause,
-        remedy=f'--gate "{EXAMPLE}"',
+        remedy=f'conditions such as "{EXAMPLE}"',
     )
 
 

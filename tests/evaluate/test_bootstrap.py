@@ -1,4 +1,4 @@
-"""Bootstrap intervals beside scipy's on the same resamples, simulated coverage, Wilson's values."""
+"""Bootstrap intervals beside scipy's on the same resamples, simulated coverage, Newcombe's table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,14 +83,17 @@ def test_resamples_of_four_units_have_the_distribution_of_all_256() -> None:
         assert abs(float((found == float(mean)).mean()) - share) < 4.5 * error
 
 
-@pytest.mark.parametrize("n", [10, 99])
-def test_intervals_of_few_units_are_percentiles_widened_as_student_s(n: int) -> None:
+@pytest.mark.parametrize(("n", "quantile"), [(10, 2.2621572), (99, 1.9844675)])
+def test_intervals_of_few_units_are_percentiles_widened_as_student_s(n: int, quantile: float) -> None:
+    """Levels by Hesterberg 2015, section 5.3, from a table of Student's t."""
     values = np.random.default_rng(n).normal(3, 1, n)
     found = bootstrap.mean(values)
     assert found.method == "percentile"
     replicates = bootstrap.resampled(values[None], lambda means: means[0])
     plain = np.quantile(replicates, [0.025, 0.975])
-    student = bootstrap.student(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * quantile)
+    assert ends(found) == pytest.approx(tuple(np.quantile(replicates, [tail, 1 - tail])), rel=1e-3)
+    student = quantile * values.std(ddof=1) / math.sqrt(n)
     assert found.low < plain[0] < plain[1] < found.high
     assert ends(found) == pytest.approx((values.mean() - student, values.mean() + student), abs=0.25 * student)
 
@@ -234,25 +238,21 @@ def test_values_without_units_or_pairs_are_refused() -> None:
 @pytest.mark.parametrize("n", [100, 333])
 def test_bca_equals_scipy_s_on_the_same_resamples(n: int) -> None:
     from scipy import stats
-    from scipy.stats._resampling import BootstrapResult
 
     random = np.random.default_rng(n)
     size, before, after = documents(random, n)
     ratio: bootstrap.Statistic = lambda means: means[1] / means[0]  # noqa: E731
 
-    def theirs(replicates: np.ndarray, columns: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> object:
-        given = BootstrapResult(
-            confidence_interval=None, bootstrap_distribution=replicates, standard_error=replicates.std(ddof=1)
-        )
-        return stats.bootstrap(
-            columns, statistic, paired=True, vectorized=True, n_resamples=0, bootstrap_result=given, method="BCa"
-        ).confidence_interval
+    def scipy_ratio(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return b.sum(axis) / a.sum(axis)
 
     for columns in ((size, before), (before, after)):
-        replicates = bootstrap.resampled(np.stack(columns), ratio)
-        expected = theirs(replicates, columns, lambda a, b, axis: b.sum(axis) / a.sum(axis))
+        given = SimpleNamespace(bootstrap_distribution=bootstrap.resampled(np.stack(columns), ratio))
+        expected = stats.bootstrap(
+            columns, scipy_ratio, paired=True, vectorized=True, n_resamples=0, bootstrap_result=given, method="BCa"
+        ).confidence_interval
         found = bootstrap.bootstrap(np.stack(columns), ratio)
-        assert ends(found) == pytest.approx(tuple(expected), rel=1e-9)  # type: ignore[call-overload]
+        assert ends(found) == pytest.approx(tuple(expected), rel=1e-9)
 
 
 @pytest.mark.parity
